@@ -1,0 +1,58 @@
+"""fastsr: fused kernels for ALKDNet and MLRN super-resolution behind ordinary PyTorch modules.
+
+Importing fastsr touches no device, compiles nothing and needs neither a compiler nor Triton.
+"""
+
+from fastsr import nn, ops
+from fastsr._dispatch import BACKENDS, backend, can_run, current_backend
+from fastsr._info import __version__, info
+from fastsr.errors import (
+    BackendError,
+    CheckpointError,
+    FastsrError,
+    ImageError,
+    InputError,
+    UnknownModelError,
+)
+from fastsr.models import (
+    BSRN,
+    MLRN,
+    RLFN,
+    ALKDNet,
+    Complexity,
+    complexity,
+    create_model,
+    list_models,
+    load,
+    save,
+)
+
+ALKDN = ALKDNet
+
+__all__ = [
+    "ALKDN",
+    "BACKENDS",
+    "BSRN",
+    "MLRN",
+    "RLFN",
+    "ALKDNet",
+    "BackendError",
+    "CheckpointError",
+    "Complexity",
+    "FastsrError",
+    "ImageError",
+    "InputError",
+    "UnknownModelError",
+    "__version__",
+    "backend",
+    "can_run",
+    "complexity",
+    "create_model",
+    "current_backend",
+    "info",
+    "list_models",
+    "load",
+    "nn",
+    "ops",
+    "save",
+]

@@ -1,0 +1,147 @@
+"""Chooses the backend of every operator call.
+
+A backend is "cuda" (CUDA C++), "triton", "cpu" (C++) or "reference" (plain PyTorch). Each operator registers, per
+backend it has a kernel for, a `can_run` function that returns None or the reason why the kernel cannot take these
+tensors. Without a forced backend the first that can run is taken, and falling back is logged once with its reason;
+with one (`fastsr.backend(...)` or FASTSR_BACKEND), not being able to run is an error.
+
+`select` reads only tensor metadata and plain globals, so that `torch.compile` folds it away under guards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from fastsr import _env
+from fastsr.errors import BackendError, InputError
+
+logger = logging.getLogger("fastsr")
+
+OPERATORS = (
+    "alk_conv",
+    "alk_stage",
+    "bsconv",
+    "cca_norm",
+    "conv3x3_gelu",
+    "conv_mix",
+    "esa",
+    "pixel_norm",
+    "upsample",
+)
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+CHOICES = ("auto", *BACKENDS)
+
+CanRun = Callable[[Tensor], "str | None"]
+
+_kernels: dict[str, dict[str, CanRun]] = {op: {} for op in OPERATORS}
+_candidates: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # by device type
+_forced: str = _env.backend()
+_logged: set[tuple[str, str]] = set()
+
+
+class backend:  # noqa: N801 - used like torch.no_grad
+    """Force the backend of all fastsr operators, process-wide.
+
+    As a call, `fastsr.backend("cpu")` takes effect from then on; as a context manager it also restores what was
+    set before. "auto" gives the choice back to fastsr. A forced backend that cannot run an operator on the tensors
+    it is given raises BackendError.
+
+    Args:
+        name: "auto", "cuda", "triton", "cpu" or "reference".
+
+    Raises:
+        InputError: `name` is none of these.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _forced
+        if name not in CHOICES:
+            raise InputError(f"no backend is called {name!r}; accepted are {', '.join(CHOICES)}")
+        self._previous = _forced
+        _forced = name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def current_backend() -> str:
+    """The backend in force: "auto" unless one is forced."""
+    return _forced
+
+
+def register(op: str, name: str, can_run: CanRun) -> None:
+    """Announce that `op` has a kernel in backend `name` for the tensors that `can_run` accepts."""
+    _kernels[op][name] = can_run
+
+
+def can_run(op: str, name: str, x: Tensor) -> str | None:
+    """None if backend `name` can run `op` on a tensor like `x`, otherwise the reason why it cannot."""
+    if op not in _kernels:
+        raise InputError(f"no operator is called {op!r}; there are {', '.join(OPERATORS)}")
+    if name == "reference":
+        return None
+    if name not in BACKENDS:
+        raise InputError(f"no backend is called {name!r}; accepted are {', '.join(BACKENDS)}")
+    check = _kernels[op].get(name)
+    if check is None:
+        return f"{op} has no {name} kernel"
+    return check(x)
+
+
+def _exporting() -> bool:
+    """Exports must consist of standard operators, so they always take the reference path."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
+def _select_forced(op: str, x: Tensor) -> str:
+    if _forced not in CHOICES:
+        raise InputError(f"FASTSR_BACKEND is {_forced!r}; accepted are {', '.join(CHOICES)}")
+    reason = can_run(op, _forced, x)
+    if reason is not None:
+        raise BackendError(
+            f"the forced backend {_forced!r} cannot run {op}: {reason}; "
+            f"force 'reference', or 'auto' to let fastsr choose"
+        )
+    return _forced
+
+
+def _log_once(op: str, reason: str) -> None:
+    if torch.compiler.is_compiling() or (op, reason) in _logged:
+        return
+    _logged.add((op, reason))
+    logger.info("%s runs on the reference path: %s", op, reason)
+
+
+def select(op: str, x: Tensor) -> str:
+    """The backend that runs `op` on tensors like `x`.
+
+    Raises:
+        BackendError: a backend is forced and cannot run this.
+        InputError: FASTSR_BACKEND names no backend.
+    """
+    if _exporting():
+        return "reference"
+    if _forced != "auto":
+        return _select_forced(op, x)
+    kernels = _kernels[op]
+    reason = f"{op} has no kernel for this device"
+    for name in _candidates.get(x.device.type, ()):
+        check = kernels.get(name)
+        if check is not None:
+            failed = check(x)
+            if failed is None:
+                return name
+            reason = failed
+    _log_once(op, reason)
+    return "reference"

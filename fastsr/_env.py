@@ -1,0 +1,17 @@
+"""The only place that reads environment variables. Every knob is listed in the README's table."""
+
+from __future__ import annotations
+
+import os
+
+CPU_ISAS = ("portable", "avx2", "avx512")  # in ascending order; the index is what the C++ side takes
+
+
+def backend() -> str:
+    """FASTSR_BACKEND: the backend forced from outside, or "auto"."""
+    return os.environ.get("FASTSR_BACKEND", "").strip().lower() or "auto"
+
+
+def cpu_isa() -> str:
+    """FASTSR_CPU_ISA: the highest instruction set the CPU kernels may use, or "auto"."""
+    return os.environ.get("FASTSR_CPU_ISA", "").strip().lower() or "auto"

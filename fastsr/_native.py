@@ -1,0 +1,76 @@
+"""Loads the compiled libraries and holds the `fastsr` operator namespace.
+
+Operator schemas are defined in Python (`LIB.define` in fastsr/ops), so every operator exists without any binary;
+a library that loads only adds kernels to them. Loading touches no device. A library that is missing or does not
+load is a reason that `fastsr info` and the fall-back messages quote, never an exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastsr import _env
+
+LIB = torch.library.Library("fastsr", "DEF")
+LIB.define("_cpu_isa(int level) -> int")
+
+
+@dataclass(frozen=True)
+class NativeLibrary:
+    """One compiled operator library: its file if it was loaded, otherwise why it was not."""
+
+    name: str
+    path: Path | None
+    reason: str | None
+
+    @property
+    def loaded(self) -> bool:
+        return self.reason is None
+
+
+def _load(name: str) -> NativeLibrary:
+    found = sorted(Path(__file__).parent.glob(f"{name}*.so")) + sorted(Path(__file__).parent.glob(f"{name}*.pyd"))
+    if not found:
+        return NativeLibrary(name, None, f"{name} is not built: reinstall with a C++ compiler and FASTSR_BUILD=1")
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return NativeLibrary(name, found[0], f"{name} does not load ({error}): reinstall fastsr for this PyTorch")
+    return NativeLibrary(name, found[0], None)
+
+
+def _choose_cpu_isa() -> str | None:
+    """Tell the CPU library which instruction set it may use; returns the one it then uses."""
+    if not CPU.loaded:
+        return None
+    asked = _env.cpu_isa()
+    level = _env.CPU_ISAS.index(asked) if asked in _env.CPU_ISAS else -1
+    return _env.CPU_ISAS[torch.ops.fastsr._cpu_isa(level)]
+
+
+CPU = _load("_ops_cpu")
+CPU_ISA = _choose_cpu_isa()
+
+
+def cpu_isa_problem() -> str | None:
+    """Why FASTSR_CPU_ISA cannot be honoured, or None."""
+    asked = _env.cpu_isa()
+    if asked == "auto" or CPU_ISA is None:
+        return None
+    if asked not in _env.CPU_ISAS:
+        return f"FASTSR_CPU_ISA is {asked!r}; accepted are auto, {', '.join(_env.CPU_ISAS)}"
+    if asked != CPU_ISA:
+        return f"FASTSR_CPU_ISA is {asked!r}, which this processor lacks; {CPU_ISA!r} is used"
+    return None
+
+
+def build_info() -> dict[str, str] | None:
+    """What the binaries were built with, or None for a pure Python installation."""
+    try:
+        from fastsr import _C  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return dict(_C.build_info())

@@ -1,0 +1,183 @@
+"""ALKDNet, and BSRN, whose frame it uses."""
+
+from __future__ import annotations
+
+from torch import Tensor, cat, nn
+
+from fastsr import ops
+from fastsr.errors import InputError
+from fastsr.models.base import SuperResolutionNet, resolve_scale
+from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
+from fastsr.nn.layers import conv3x3, conv_bias
+
+COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
+
+
+class _BlueprintNet(SuperResolutionNet):
+    """fea_conv, blocks B1..Bn, fusion of all block outputs by c1 and c2 (ALKDNet, section 3.1)."""
+
+    c2: ALKConv | BSConvU
+
+    def _build_frame(self, num_feat: int, blocks: list[nn.Module]) -> None:
+        self.num_block = len(blocks)
+        self.fea_conv = BSConvU(self.num_in_ch * COPIES, num_feat)
+        for i, block in enumerate(blocks):
+            self.add_module(f"B{i + 1}", block)
+        self.c1 = nn.Conv2d(num_feat * len(blocks), num_feat, 1)
+
+    def _features(self, x: Tensor, feature_residual: bool) -> Tensor:
+        """Fused deep features [N, num_feat, H, W] of the image."""
+        shallow = y = self.fea_conv(cat((x,) * COPIES, 1))
+        outputs = []
+        for i in range(self.num_block):
+            y = getattr(self, f"B{i + 1}")(y)
+            outputs.append(y)
+        fused = self.c2(nn.functional.gelu(self.c1(cat(outputs, 1))))
+        return fused + shallow if feature_residual else fused
+
+
+class ALKDNet(_BlueprintNet):
+    """Asymmetric large-kernel distillation network (Qu and Ke 2024), with the official state-dict names.
+
+    Args:
+        num_in_ch, num_out_ch: image channels.
+        num_feat: feature channels, even.
+        num_block: number of ALKDBs.
+        upscale, scale: the enlargement, under either name.
+        conv: "LargeKernelConv", or "BSConvU" for the ablation with BSRN's convolution.
+        lk_size: odd kernel of the asymmetric convolutions (table 1: 5, 7, 9, 11).
+        feature_residual: residual learning in feature space, FSRL (table 2).
+        anchor_residual: anchor-based residual learning, ABRL (table 2).
+        pixel_norm: pixel norm at the end of each block (table 3).
+        esa_channels: inner channels of the ESA.
+        input_range: the value of white.
+
+    Raises:
+        InputError: an argument is outside what is listed.
+    """
+
+    architecture = "alkdnet"
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 8,
+        num_out_ch: int = 3,
+        upscale: int | None = None,
+        conv: str = "LargeKernelConv",
+        lk_size: int = 9,
+        *,
+        scale: int | None = None,
+        feature_residual: bool = True,
+        anchor_residual: bool = True,
+        pixel_norm: bool = True,
+        esa_channels: int = 16,
+        input_range: float = 1.0,
+    ) -> None:
+        scale = resolve_scale(scale, upscale)
+        if conv not in ("LargeKernelConv", "BSConvU"):
+            raise InputError(f"conv is {conv!r}; pass 'LargeKernelConv' or 'BSConvU'")
+        if anchor_residual and num_in_ch != num_out_ch:
+            raise InputError(
+                f"num_in_ch is {num_in_ch} and num_out_ch {num_out_ch}; the anchor residual needs them equal, "
+                "or pass anchor_residual=False"
+            )
+        config = {
+            "num_in_ch": num_in_ch,
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "num_out_ch": num_out_ch,
+            "scale": scale,
+            "conv": conv,
+            "lk_size": lk_size,
+            "feature_residual": feature_residual,
+            "anchor_residual": anchor_residual,
+            "pixel_norm": pixel_norm,
+            "esa_channels": esa_channels,
+            "input_range": input_range,
+        }
+        super().__init__(scale, num_in_ch, input_range, config)
+        large = conv == "LargeKernelConv"
+        blocks: list[nn.Module] = [
+            ALKDB(num_feat, lk_size, esa_channels, pixel_norm)
+            if large
+            else ESDB(num_feat, esa_channels, pixel_norm, conv2_padding=1)
+            for _ in range(num_block)
+        ]
+        self._build_frame(num_feat, blocks)
+        self.c2 = ALKConv(num_feat, num_feat, 3) if large else BSConvU(num_feat, num_feat)
+        self.c_up = conv3x3(num_feat, num_out_ch * scale * scale)
+        self.feature_residual = feature_residual
+        self.anchor_residual = anchor_residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_image(x)
+        return ops.upsample(
+            self._features(x, self.feature_residual),
+            self.c_up.weight,
+            conv_bias(self.c_up),
+            x,
+            scale=self.scale,
+            residual="anchor" if self.anchor_residual else "none",
+        )
+
+
+class _OneStepUp(nn.Module):
+    """Holds BSRN's tail under its official name, `upsampler.upsampleOneStep.0`."""
+
+    def __init__(self, num_feat: int, num_out_ch: int, scale: int) -> None:
+        super().__init__()
+        self.upsampleOneStep = PixelShuffleUp(num_feat, num_out_ch, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsampleOneStep(x)
+
+
+class BSRN(_BlueprintNet):
+    """Blueprint separable residual network (Li et al. 2022), with the official state-dict names.
+
+    Args:
+        num_in_ch, num_out_ch: image channels.
+        num_feat: feature channels, even.
+        num_block: number of ESDBs.
+        upscale, scale: the enlargement, under either name.
+        esa_channels: inner channels of the ESA.
+        input_range: the value of white.
+
+    Raises:
+        InputError: an argument is outside what is listed.
+    """
+
+    architecture = "bsrn"
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 8,
+        num_out_ch: int = 3,
+        upscale: int | None = None,
+        *,
+        scale: int | None = None,
+        esa_channels: int = 16,
+        input_range: float = 1.0,
+    ) -> None:
+        scale = resolve_scale(scale, upscale)
+        config = {
+            "num_in_ch": num_in_ch,
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "num_out_ch": num_out_ch,
+            "scale": scale,
+            "esa_channels": esa_channels,
+            "input_range": input_range,
+        }
+        super().__init__(scale, num_in_ch, input_range, config)
+        self._build_frame(num_feat, [ESDB(num_feat, esa_channels) for _ in range(num_block)])
+        self.c2 = BSConvU(num_feat, num_feat)
+        self.upsampler = _OneStepUp(num_feat, num_out_ch, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_image(x)
+        return self.upsampler(self._features(x, feature_residual=True))

@@ -1,0 +1,74 @@
+"""What the four networks have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastsr.errors import InputError
+
+SCALES = (1, 2, 3, 4, 5, 6, 8)
+
+
+def resolve_scale(scale: int | None, upscale: int | None) -> int:
+    """The enlargement from either name: BasicSR says `upscale`, other frameworks `scale`; 2 if neither is given."""
+    if scale is not None and upscale is not None and scale != upscale:
+        raise InputError(f"scale is {scale} and upscale {upscale}; pass one of them")
+    value = scale if scale is not None else upscale
+    value = 2 if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value not in SCALES:
+        raise InputError(f"scale is {value!r}; pass one of {', '.join(map(str, SCALES))}")
+    return value
+
+
+class SuperResolutionNet(nn.Module):
+    """Base of the networks: [N, C, H, W] in `0..input_range` to [N, C, H * scale, W * scale], not clamped.
+
+    Attributes:
+        architecture: the registry name, for example "alkdnet".
+        scale: enlargement.
+        input_range: the value of white in input and output, 1.0 or 255.0.
+        num_in_ch: channels of the image.
+        config: the keyword arguments that rebuild this network.
+    """
+
+    architecture: str = ""
+
+    def __init__(self, scale: int, num_in_ch: int, input_range: float, config: dict[str, Any]) -> None:
+        super().__init__()
+        if input_range <= 0:
+            raise InputError(f"input_range is {input_range}; pass the value of white, 1.0 or 255.0")
+        self.scale = scale
+        self.num_in_ch = num_in_ch
+        self.input_range = float(input_range)
+        self.config = config
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width of the input in pixels, set by the pooling inside the ESA."""
+        return max((int(m.min_size) for m in self.modules() if m is not self and hasattr(m, "min_size")), default=1)
+
+    def check_image(self, x: Tensor) -> None:
+        """Raise InputError unless `x` is an image this network can take."""
+        if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] != self.num_in_ch:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"{self.architecture}: the image is {got}; pass a tensor [N, {self.num_in_ch}, H, W]")
+        if not x.is_floating_point():
+            raise InputError(
+                f"{self.architecture}: the image is {x.dtype}; pass floating-point values in 0..{self.input_range:g}"
+            )
+        least = self._least
+        if x.shape[2] < least or x.shape[3] < least:
+            raise InputError(
+                f"{self.architecture}: the image is {x.shape[3]}x{x.shape[2]} pixels; "
+                f"this network needs at least {least}x{least}, so enlarge or pad it first"
+            )
+
+    @property
+    def _least(self) -> int:
+        # The modules do not change after construction, so walk them once, not per call.
+        least = self.__dict__.get("_least_size")
+        if least is None:
+            least = self.__dict__["_least_size"] = self.min_size
+        return int(least)

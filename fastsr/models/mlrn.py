@@ -1,0 +1,145 @@
+"""MLRN, and RLFN, which it grew from."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastsr import ops
+from fastsr.models.base import SuperResolutionNet, resolve_scale
+from fastsr.nn import MLRB, RLFB, PixelShuffleUp
+from fastsr.nn.layers import conv3x3, conv_bias
+from fastsr.reference import Activation
+
+
+class _ResidualNet(SuperResolutionNet):
+    """conv_1, blocks block_1..block_n, conv_2 with the residual, pixel-shuffle tail (RLFN, section 3.1)."""
+
+    def _build_frame(self, num_feat: int, num_out_ch: int, blocks: list[nn.Module]) -> None:
+        self.num_block = len(blocks)
+        self.conv_1 = conv3x3(self.num_in_ch, num_feat)
+        for i, block in enumerate(blocks):
+            self.add_module(f"block_{i + 1}", block)
+        self.conv_2 = conv3x3(num_feat, num_feat)
+        self.upsampler = PixelShuffleUp(num_feat, num_out_ch, self.scale)
+
+    def _features(self, x: Tensor) -> Tensor:
+        shallow = y = ops.conv3x3_gelu(x, self.conv_1.weight, conv_bias(self.conv_1), activation="none")
+        for i in range(self.num_block):
+            y = getattr(self, f"block_{i + 1}")(y)
+        return ops.conv3x3_gelu(
+            y, self.conv_2.weight, conv_bias(self.conv_2), activation="none", shortcut=shallow
+        )
+
+
+class MLRN(_ResidualNet):
+    """Mixer-based local residual network (Gendy et al. 2023).
+
+    No official weights exist, so the state-dict names are fastsr's own; they follow RLFN's.
+
+    Args:
+        num_in_ch, num_out_ch: image channels, equal if `bilinear`.
+        num_feat: feature channels (58; 50 in the NTIRE 2023 challenge variant).
+        num_block: number of MLRBs (6; 4 in the challenge variant).
+        upscale, scale: the enlargement, under either name.
+        conv_mix, depthwise_conv: False for the ablations of table 2.
+        activation: "gelu", or "leaky_relu" (slope 0.05) for the ablation.
+        bilinear: add the bilinearly enlarged input (equation 10); False for the ablation.
+        esa_channels: inner channels of the ESA.
+        input_range: the value of white, 255.0 in the challenge variant.
+
+    Raises:
+        InputError: an argument is outside what is listed.
+    """
+
+    architecture = "mlrn"
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_feat: int = 58,
+        num_block: int = 6,
+        num_out_ch: int = 3,
+        upscale: int | None = None,
+        *,
+        scale: int | None = None,
+        conv_mix: bool = True,
+        depthwise_conv: bool = True,
+        activation: Activation = "gelu",
+        bilinear: bool = True,
+        esa_channels: int = 16,
+        input_range: float = 1.0,
+    ) -> None:
+        scale = resolve_scale(scale, upscale)
+        config = {
+            "num_in_ch": num_in_ch,
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "num_out_ch": num_out_ch,
+            "scale": scale,
+            "conv_mix": conv_mix,
+            "depthwise_conv": depthwise_conv,
+            "activation": activation,
+            "bilinear": bilinear,
+            "esa_channels": esa_channels,
+            "input_range": input_range,
+        }
+        super().__init__(scale, num_in_ch, input_range, config)
+        blocks: list[nn.Module] = [
+            MLRB(num_feat, esa_channels, conv_mix, depthwise_conv, activation) for _ in range(num_block)
+        ]
+        self._build_frame(num_feat, num_out_ch, blocks)
+        self.bilinear = bilinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_image(x)
+        return self.upsampler(self._features(x), x, "bilinear" if self.bilinear else "none")
+
+
+class RLFN(_ResidualNet):
+    """Residual local feature network (Kong et al. 2022), with the official state-dict names.
+
+    Args:
+        num_in_ch, num_out_ch: image channels.
+        num_feat: feature channels (52; 46 in the NTIRE 2022 challenge variant).
+        mid_channels: inner channels of a block, `num_feat` if None (48 in the challenge variant).
+        num_block: number of RLFBs (6; 4 in the challenge variant).
+        upscale, scale: the enlargement, under either name.
+        esa_channels: inner channels of the ESA.
+        input_range: the value of white, 255.0 for the official weights.
+
+    Raises:
+        InputError: an argument is outside what is listed.
+    """
+
+    architecture = "rlfn"
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_feat: int = 52,
+        num_block: int = 6,
+        num_out_ch: int = 3,
+        upscale: int | None = None,
+        *,
+        scale: int | None = None,
+        mid_channels: int | None = None,
+        esa_channels: int = 16,
+        input_range: float = 255.0,
+    ) -> None:
+        scale = resolve_scale(scale, upscale)
+        config = {
+            "num_in_ch": num_in_ch,
+            "num_feat": num_feat,
+            "num_block": num_block,
+            "num_out_ch": num_out_ch,
+            "scale": scale,
+            "mid_channels": mid_channels,
+            "esa_channels": esa_channels,
+            "input_range": input_range,
+        }
+        super().__init__(scale, num_in_ch, input_range, config)
+        self._build_frame(num_feat, num_out_ch, [RLFB(num_feat, mid_channels, esa_channels) for _ in range(num_block)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_image(x)
+        return self.upsampler(self._features(x))

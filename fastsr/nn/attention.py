@@ -1,0 +1,97 @@
+"""Attention: enhanced spatial attention in both forms, and contrast-aware channel attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastsr import ops
+from fastsr.nn.layers import BSConvU, PixelNorm, conv3x3, conv_bias
+from fastsr.ops.esa import esa_min_size
+from fastsr.reference import BlueprintESAWeights, PlainESAWeights
+
+
+class PlainESA(nn.Module):
+    """Enhanced spatial attention with plain convolutions (RLFN, MLRN)."""
+
+    def __init__(self, num_feat: int, esa_channels: int = 16) -> None:
+        super().__init__()
+        f = esa_channels
+        self.conv1 = nn.Conv2d(num_feat, f, 1)
+        self.conv_f = nn.Conv2d(f, f, 1)
+        self.conv2 = nn.Conv2d(f, f, 3, stride=2)
+        self.conv3 = conv3x3(f, f)
+        self.conv4 = nn.Conv2d(f, num_feat, 1)
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width of the input."""
+        return esa_min_size(int(self.conv2.padding[0]))
+
+    def weights(self) -> PlainESAWeights:
+        convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
+        return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.padding[0]))
+
+
+class BlueprintESA(nn.Module):
+    """Enhanced spatial attention with blueprint separable convolutions (BSRN, ALKDNet)."""
+
+    def __init__(self, num_feat: int, esa_channels: int = 16, conv2_padding: int = 1) -> None:
+        super().__init__()
+        f = esa_channels
+        self.conv1 = nn.Conv2d(num_feat, f, 1)
+        self.conv_f = nn.Conv2d(f, f, 1)
+        self.conv_max = BSConvU(f, f)
+        self.conv2 = BSConvU(f, f, stride=2, padding=conv2_padding)
+        self.conv3 = BSConvU(f, f)
+        self.conv3_ = BSConvU(f, f)
+        self.conv4 = nn.Conv2d(f, num_feat, 1)
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width of the input."""
+        return esa_min_size(int(self.conv2.dw.padding[0]))
+
+    def weights(self) -> BlueprintESAWeights:
+        separable = (self.conv2, self.conv_max, self.conv3, self.conv3_)
+        return BlueprintESAWeights(
+            self.conv1.weight,
+            conv_bias(self.conv1),
+            *(value for c in separable for value in (c.pw.weight, c.dw.weight, conv_bias(c.dw))),
+            self.conv_f.weight,
+            conv_bias(self.conv_f),
+            self.conv4.weight,
+            conv_bias(self.conv4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.dw.padding[0]))
+
+
+class CCA(nn.Module):
+    """Contrast-aware channel attention; `forward` also takes the block's pixel norm and residual along."""
+
+    def __init__(self, num_feat: int, reduction: int = 16) -> None:
+        super().__init__()
+        squeezed = max(num_feat // reduction, 1)
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(num_feat, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, num_feat, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor, shortcut: Tensor, norm: PixelNorm | None = None) -> Tensor:
+        """pixel_norm(cca(x)) + shortcut, without the norm if that is None (`fastsr.ops.cca_norm`)."""
+        down, up = self.conv_du[0], self.conv_du[2]
+        assert isinstance(down, nn.Conv2d) and isinstance(up, nn.Conv2d)
+        return ops.cca_norm(
+            x,
+            shortcut,
+            down.weight,
+            conv_bias(down),
+            up.weight,
+            conv_bias(up),
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+            eps=1e-5 if norm is None else norm.eps,
+        )

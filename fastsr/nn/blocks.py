@@ -1,0 +1,140 @@
+"""The blocks of the four networks, with the child names of the official checkpoints."""
+
+from __future__ import annotations
+
+from torch import Tensor, cat, nn
+
+from fastsr import ops
+from fastsr.nn.attention import CCA, BlueprintESA, PlainESA
+from fastsr.nn.layers import ALKConv, BSConvU, PixelNorm, conv3x3, conv_bias, depthwise
+from fastsr.reference import Activation
+
+
+class _DistillationBlock(nn.Module):
+    """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3)."""
+
+    c1_r: ALKConv | BSConvU
+    c2_r: ALKConv | BSConvU
+    c3_r: ALKConv | BSConvU
+    c4: ALKConv | BSConvU
+    pixel_norm: PixelNorm | None
+
+    def __init__(self, num_feat: int, esa_channels: int, conv2_padding: int) -> None:
+        super().__init__()
+        distilled = num_feat // 2
+        self.c1_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c2_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c3_d = nn.Conv2d(num_feat, distilled, 1)
+        self.c5 = nn.Conv2d(4 * distilled, num_feat, 1)
+        self.esa = BlueprintESA(num_feat, esa_channels, conv2_padding)
+        self.cca = CCA(num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        d1, r1 = self.c1_r.stage(x, self.c1_d)
+        d2, r2 = self.c2_r.stage(r1, self.c2_d)
+        d3, r3 = self.c3_r.stage(r2, self.c3_d)
+        r4 = self.c4(r3, activation="gelu")
+        y = self.esa(self.c5(cat((d1, d2, d3, r4), 1)))
+        return self.cca(y, x, self.pixel_norm)
+
+
+class ALKDB(_DistillationBlock):
+    """Asymmetric large-kernel distillation block (ALKDNet, section 3.2)."""
+
+    def __init__(
+        self,
+        num_feat: int = 64,
+        lk_size: int = 9,
+        esa_channels: int = 16,
+        pixel_norm: bool = True,
+        conv2_padding: int = 1,
+    ) -> None:
+        super().__init__(num_feat, esa_channels, conv2_padding)
+        self.c1_r = ALKConv(num_feat, num_feat, lk_size)
+        self.c2_r = ALKConv(num_feat, num_feat, lk_size)
+        self.c3_r = ALKConv(num_feat, num_feat, lk_size)
+        self.c4 = ALKConv(num_feat, num_feat // 2, lk_size)
+        self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
+
+
+class ESDB(_DistillationBlock):
+    """Efficient separable distillation block (BSRN, section 3.3); with `pixel_norm`, ALKDNet's ablation."""
+
+    def __init__(
+        self, num_feat: int = 64, esa_channels: int = 16, pixel_norm: bool = False, conv2_padding: int = 0
+    ) -> None:
+        super().__init__(num_feat, esa_channels, conv2_padding)
+        self.c1_r = BSConvU(num_feat, num_feat)
+        self.c2_r = BSConvU(num_feat, num_feat)
+        self.c3_r = BSConvU(num_feat, num_feat)
+        self.c4 = BSConvU(num_feat, num_feat // 2)
+        self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
+
+
+class RLFB(nn.Module):
+    """Residual local feature block (RLFN, section 3.2): three 3x3 + LeakyReLU, the input, 1x1, ESA."""
+
+    def __init__(self, num_feat: int = 52, mid_channels: int | None = None, esa_channels: int = 16) -> None:
+        super().__init__()
+        mid = mid_channels or num_feat
+        self.c1_r = conv3x3(num_feat, mid)
+        self.c2_r = conv3x3(mid, mid)
+        self.c3_r = conv3x3(mid, num_feat)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.esa = PlainESA(num_feat, esa_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation="leaky_relu")
+        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation="leaky_relu")
+        y = ops.conv3x3_gelu(y, self.c3_r.weight, conv_bias(self.c3_r), activation="leaky_relu", shortcut=x)
+        return self.esa(self.c5(y))
+
+
+class MLRB(nn.Module):
+    """Mixer-based local residual block (MLRN, section 3.1).
+
+    Args:
+        num_feat: channels.
+        esa_channels: inner channels of the ESA.
+        conv_mix: False leaves the whole mixer out (the paper's ablation "W/O ConvMix").
+        depthwise_conv: False leaves only its depthwise convolution out ("W/O depthwise conv").
+        activation: "gelu", or "leaky_relu" for the ablation.
+    """
+
+    def __init__(
+        self,
+        num_feat: int = 58,
+        esa_channels: int = 16,
+        conv_mix: bool = True,
+        depthwise_conv: bool = True,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        self.c1_r = conv3x3(num_feat, num_feat)
+        self.c2_r = conv3x3(num_feat, num_feat)
+        self.dwc = depthwise(num_feat, (3, 3)) if conv_mix and depthwise_conv else None
+        self.pwc = nn.Conv2d(num_feat, num_feat, 1) if conv_mix else None
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.esa = PlainESA(num_feat, esa_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation=self.activation)
+        if self.pwc is None:
+            y = ops.conv3x3_gelu(
+                y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x
+            )
+            return self.esa(self.c5(y))
+        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation)
+        y = ops.conv_mix(
+            y,
+            x,
+            None if self.dwc is None else self.dwc.weight,
+            None if self.dwc is None else conv_bias(self.dwc),
+            self.pwc.weight,
+            conv_bias(self.pwc),
+            self.c5.weight,
+            conv_bias(self.c5),
+            activation=self.activation,
+        )
+        return self.esa(y)

@@ -1,0 +1,119 @@
+"""Layers: pixel norm, blueprint separable and asymmetric large-kernel convolution, the upsampling tail.
+
+Convolutions are held as ordinary `nn.Conv2d` children, so that state dicts, initialisers, optimisers and EMA see
+what they know; `forward` hands their weights to one fused operator and does not call them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastsr import ops
+from fastsr.errors import InputError
+from fastsr.reference import Activation, ALKConvWeights, Residual
+
+
+class PixelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel of [N, C, H, W], affine (`fastsr.ops.pixel_norm`)."""
+
+    def __init__(self, num_feat: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_feat))
+        self.bias = nn.Parameter(torch.zeros(num_feat))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.pixel_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def depthwise(channels: int, kernel: tuple[int, int], stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+    pad = (kernel[0] // 2, kernel[1] // 2) if padding is None else (padding, padding)
+    return nn.Conv2d(channels, channels, kernel, stride, pad, groups=channels)
+
+
+def conv_bias(conv: nn.Conv2d) -> Tensor:
+    """The bias of a convolution that must have one."""
+    if conv.bias is None:
+        raise InputError(f"{conv} has no bias; build it with bias=True")
+    return conv.bias
+
+
+class BSConvU(nn.Module):
+    """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1) -> None:
+        super().__init__()
+        self.pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.dw = depthwise(out_channels, (3, 3), stride, padding)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """act(dw(pw(x)) + shortcut)."""
+        return ops.bsconv(
+            x,
+            self.pw.weight,
+            self.dw.weight,
+            conv_bias(self.dw),
+            stride=self.dw.stride[0],
+            padding=int(self.dw.padding[0]),
+            shortcut=shortcut,
+            activation=activation,
+        )
+
+    def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """The distilled GELU(distil(x)) and the refined GELU(self(x) + x) (BSRN, section 3.3)."""
+        return nn.functional.gelu(distil(x)), self(x, shortcut=x, activation="gelu")
+
+
+class ALKConv(nn.Module):
+    """Asymmetric large-kernel convolution (`fastsr.ops.alk_conv`), with the official children's names."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 9, eps: float = 1e-6) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0 or kernel_size < 1:
+            raise InputError(f"lk_size is {kernel_size}; pass an odd kernel size, the papers' are 5, 7, 9 and 11")
+        self.pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.LoRA1 = depthwise(out_channels, (kernel_size, 1))
+        self.LoRA2 = depthwise(out_channels, (1, kernel_size))
+        self.small_conv = depthwise(out_channels, (3, 3))
+        self.norm = PixelNorm(out_channels, eps)
+
+    def weights(self) -> ALKConvWeights:
+        return ALKConvWeights(
+            self.pw.weight,
+            self.LoRA1.weight,
+            conv_bias(self.LoRA1),
+            self.LoRA2.weight,
+            conv_bias(self.LoRA2),
+            self.small_conv.weight,
+            conv_bias(self.small_conv),
+            self.norm.weight,
+            self.norm.bias,
+        )
+
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        return ops.alk_conv(x, self.weights(), eps=self.norm.eps, activation=activation)
+
+    def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """The distilled GELU(distil(x)) and the refined GELU(self(x) + x), in one operator."""
+        return ops.alk_stage(x, distil.weight, conv_bias(distil), self.weights(), eps=self.norm.eps)
+
+
+class PixelShuffleUp(nn.Sequential):
+    """The tail of BSRN, RLFN and MLRN: child `0` is the 3x3 convolution (`fastsr.ops.upsample`)."""
+
+    def __init__(self, num_feat: int, num_out_ch: int, scale: int) -> None:
+        super().__init__(conv3x3(num_feat, num_out_ch * scale * scale))
+        self.scale = scale
+
+    def forward(self, x: Tensor, lr: Tensor | None = None, residual: Residual = "none") -> Tensor:
+        conv = self[0]
+        assert isinstance(conv, nn.Conv2d)
+        return ops.upsample(x, conv.weight, conv_bias(conv), lr, scale=self.scale, residual=residual)

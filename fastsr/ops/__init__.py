@@ -1,0 +1,26 @@
+"""The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
+
+from fastsr.ops.alk_conv import alk_conv, alk_stage
+from fastsr.ops.bsconv import bsconv
+from fastsr.ops.cca_norm import cca_norm
+from fastsr.ops.conv3x3_gelu import conv3x3_gelu
+from fastsr.ops.conv_mix import conv_mix
+from fastsr.ops.esa import esa
+from fastsr.ops.pixel_norm import pixel_norm
+from fastsr.ops.upsample import upsample
+from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
+
+__all__ = [
+    "ALKConvWeights",
+    "BlueprintESAWeights",
+    "PlainESAWeights",
+    "alk_conv",
+    "alk_stage",
+    "bsconv",
+    "cca_norm",
+    "conv3x3_gelu",
+    "conv_mix",
+    "esa",
+    "pixel_norm",
+    "upsample",
+]

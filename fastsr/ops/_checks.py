@@ -1,0 +1,75 @@
+"""Checks that the operators share. A message names the operator, what it was given and what it accepts."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from fastsr.errors import InputError
+from fastsr.reference import Activation, Residual
+
+ACTIVATIONS = get_args(Activation)
+RESIDUALS = get_args(Residual)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def feature_map(op: str, x: Tensor, name: str = "x") -> None:
+    """`x` must be a floating [N, C, H, W] tensor."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{op}: {name} is a {type(x).__name__}; pass a tensor [N, C, H, W]")
+    if x.dim() != 4:
+        raise InputError(f"{op}: {name} has {x.dim()} dimensions, shape {tuple(x.shape)}; pass [N, C, H, W]")
+    if x.dtype not in DTYPES:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise InputError(f"{op}: {name} is {str(x.dtype).removeprefix('torch.')}; convert it to one of {accepted}")
+
+
+def same_shape(op: str, x: Tensor, other: Tensor, name: str) -> None:
+    """`other` must be a feature map like `x`."""
+    feature_map(op, other, name)
+    if other.shape != x.shape:
+        raise InputError(f"{op}: {name} has shape {tuple(other.shape)}; pass the shape of x, {tuple(x.shape)}")
+    _placed_like(op, x, other, name)
+
+
+def weight(op: str, x: Tensor, value: Tensor, name: str, shape: tuple[int | None, ...]) -> None:
+    """`value` must have `shape` (None: any extent) and fit the device and dtype of `x`."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{op}: {name} is a {type(value).__name__}; pass a tensor {_shape_text(shape)}")
+    if value.dim() != len(shape) or any(
+        want is not None and have != want for have, want in zip(value.shape, shape, strict=True)
+    ):
+        raise InputError(f"{op}: {name} has shape {tuple(value.shape)}; pass {_shape_text(shape)}")
+    _placed_like(op, x, value, name)
+
+
+def odd_kernel(op: str, value: Tensor, name: str) -> None:
+    """Both kernel extents of `value` must be odd, so that the output keeps the input's size."""
+    kh, kw = value.shape[-2:]
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise InputError(f"{op}: {name} is a {kh}x{kw} kernel; pass odd extents, which keep the size")
+
+
+def choice(op: str, value: str, name: str, accepted: tuple[str, ...]) -> None:
+    """`value` must be one of `accepted`."""
+    if value not in accepted:
+        raise InputError(f"{op}: {name} is {value!r}; pass one of {', '.join(accepted)}")
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
+
+
+def _placed_like(op: str, x: Tensor, value: Tensor, name: str) -> None:
+    if value.device != x.device:
+        raise InputError(f"{op}: {name} is on {value.device} and x on {x.device}; move one of them")
+    if value.dtype != x.dtype and not _mixed_dtypes_fit(x, value):
+        have, want = (str(d).removeprefix("torch.") for d in (value.dtype, x.dtype))
+        raise InputError(f"{op}: {name} is {have} and x {want}; convert one of them, or run under torch.autocast")
+
+
+def _mixed_dtypes_fit(x: Tensor, value: Tensor) -> bool:
+    """Under autocast, convolutions bring both sides to one dtype (it leaves float64 alone)."""
+    return torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, value.dtype)

@@ -1,0 +1,61 @@
+"""conv_mix: MLRN's convolution mixer with its pointwise tail."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastsr import reference
+from fastsr._dispatch import select
+from fastsr.errors import InputError
+from fastsr.ops import _checks
+from fastsr.reference import Activation
+
+
+def conv_mix(
+    x: Tensor,
+    shortcut: Tensor,
+    dw_weight: Tensor | None,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+    c5_weight: Tensor,
+    c5_bias: Tensor,
+    *,
+    activation: Activation = "gelu",
+) -> Tensor:
+    """MLRN's convolution mixer with the 1x1 behind it (MLRN, section 3.1, equations 3 to 5 without the ESA).
+
+    d = act(dw3x3(x)) + x; e = act(pw(d)); the result is c5(e + shortcut).
+
+    Args:
+        x: [N, C, H, W], the output of the block's second 3x3 convolution.
+        shortcut: [N, C, H, W], the block's input.
+        dw_weight, dw_bias: depthwise [C, 1, 3, 3] and [C], or both None: the ablation without it, d = x.
+        pw_weight, pw_bias: [C, C, 1, 1] and [C].
+        c5_weight, c5_bias: [K, C, 1, 1] and [K].
+        activation: "gelu" or, for the ablation, "leaky_relu".
+
+    Returns:
+        [N, K, H, W] in the dtype of `x`.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype, device or activation.
+        BackendError: a backend is forced that cannot run this.
+    """
+    _checks.feature_map("conv_mix", x)
+    _checks.same_shape("conv_mix", x, shortcut, "shortcut")
+    c = x.shape[1]
+    if (dw_weight is None) != (dw_bias is None):
+        raise InputError("conv_mix: only one of dw_weight and dw_bias is None; pass both or neither")
+    if dw_weight is not None and dw_bias is not None:
+        _checks.weight("conv_mix", x, dw_weight, "dw_weight", (c, 1, 3, 3))
+        _checks.weight("conv_mix", x, dw_bias, "dw_bias", (c,))
+    _checks.weight("conv_mix", x, pw_weight, "pw_weight", (c, c, 1, 1))
+    _checks.weight("conv_mix", x, pw_bias, "pw_bias", (c,))
+    _checks.weight("conv_mix", x, c5_weight, "c5_weight", (None, c, 1, 1))
+    _checks.weight("conv_mix", x, c5_bias, "c5_bias", (c5_weight.shape[0],))
+    _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
+    select("conv_mix", x)
+    return reference.conv_mix(
+        x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
+    )

@@ -1,0 +1,69 @@
+"""esa: enhanced spatial attention, plain and blueprint form."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastsr import reference
+from fastsr._dispatch import select
+from fastsr.errors import InputError
+from fastsr.ops import _checks
+from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
+
+
+def esa_min_size(conv2_padding: int) -> int:
+    """Smallest height and width for which the strided convolution still feeds one pooling window."""
+    return 2 * ESA_POOL + 1 - 2 * conv2_padding
+
+
+def _check_weights(x: Tensor, weights: ESAWeights) -> None:
+    c, f = x.shape[1], weights.conv1_weight.shape[0]
+    shapes: dict[str, tuple[int, ...]] = {"conv1_weight": (f, c, 1, 1), "conv_f_weight": (f, f, 1, 1)}
+    shapes["conv4_weight"] = (c, f, 1, 1)
+    for name, value in weights._asdict().items():
+        if name in shapes:
+            shape = shapes[name]
+        elif name == "conv4_bias":
+            shape = (c,)
+        elif name.endswith("_bias"):
+            shape = (f,)
+        elif name.endswith("_pw_weight"):
+            shape = (f, f, 1, 1)
+        elif name.endswith("_dw_weight"):
+            shape = (f, 1, 3, 3)
+        else:
+            shape = (f, f, 3, 3)
+        _checks.weight("esa", x, value, name, shape)
+
+
+def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
+    """Enhanced spatial attention: x times a sigmoid gate from a small, strided side path.
+
+    The plain form is RLFN's (its section 3.2) and MLRN's (equation 5), the blueprint form BSRN's (section 3.3) and
+    ALKDNet's (section 3.2). The side path is resized to the image, so the gate depends on the image's size.
+
+    Args:
+        x: [N, C, H, W] with H and W at least 15 (13 with `conv2_padding` 1).
+        weights: PlainESAWeights or BlueprintESAWeights; the type chooses the form.
+        conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
+
+    Returns:
+        [N, C, H, W] in the dtype of `x`.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype or device, or an image that is too small.
+        BackendError: a backend is forced that cannot run this.
+    """
+    _checks.feature_map("esa", x)
+    if not isinstance(weights, PlainESAWeights | BlueprintESAWeights):
+        raise InputError(
+            f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights"
+        )
+    if conv2_padding not in (0, 1):
+        raise InputError(f"esa: conv2_padding is {conv2_padding}; pass 0 or 1")
+    _check_weights(x, weights)
+    least = esa_min_size(conv2_padding)
+    if x.shape[2] < least or x.shape[3] < least:
+        raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
+    select("esa", x)
+    return reference.esa(x, weights, conv2_padding=conv2_padding)
