@@ -44,7 +44,7 @@ _forced: str = _env.backend()
 _logged: set[tuple[str, str]] = set()
 
 
-class backend:  # noqa: N801 - used like torch.no_grad
+class backend:  # lower case: it is used like torch.no_grad
     """Force the backend of all fastsr operators, process-wide.
 
     As a call, `fastsr.backend("cpu")` takes effect from then on; as a context manager it also restores what was

@@ -25,7 +25,11 @@ def _version(package: str) -> str | None:
 
 def _devices() -> list[dict[str, Any]]:
     devices: list[dict[str, Any]] = [
-        {"device": "cpu", "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+        {
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
     ]
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -59,6 +63,21 @@ def _operators() -> dict[str, dict[str, Any]]:
                 "unavailable": {name: reason for name, reason in reasons.items() if reason is not None},
             }
     return table
+
+
+def summary() -> str:
+    """One line on what was found: versions, compiler, instruction set, CUDA."""
+    build = _native.build_info()
+    operators = (
+        f"C++ operators built by {build['compiler']}, running {_native.CPU_ISA}"
+        if build is not None and _native.CPU.loaded
+        else f"no C++ operators ({_native.CPU.reason})"
+    )
+    cuda = "no CUDA operators" if build is None or build["cuda"] == "none" else f"CUDA {build['cuda']} operators"
+    return (
+        f"fastsr {__version__}: {operators}; {cuda}; torch {torch.__version__}, "
+        f"CUDA device {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
+    )
 
 
 def info() -> dict[str, Any]:

@@ -124,9 +124,7 @@ def bsconv(
     return activate(y if shortcut is None else y + shortcut, activation)
 
 
-def alk_conv(
-    x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none"
-) -> Tensor:
+def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none") -> Tensor:
     """Asymmetric large-kernel convolution (ALKDNet, equation 11)."""
     w = weights
     u = F.conv2d(x, w.pw_weight)
@@ -187,9 +185,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
         low = F.max_pool2d(low, ESA_POOL, ESA_POOL_STRIDE)
         low = F.conv2d(low, w.conv3_weight, w.conv3_bias, padding=1)
     else:
-        low = bsconv(
-            reduced, w.conv2_pw_weight, w.conv2_dw_weight, w.conv2_dw_bias, stride=2, padding=conv2_padding
-        )
+        low = bsconv(reduced, w.conv2_pw_weight, w.conv2_dw_weight, w.conv2_dw_bias, stride=2, padding=conv2_padding)
         low = F.max_pool2d(low, ESA_POOL, ESA_POOL_STRIDE)
         low = bsconv(low, w.conv_max_pw_weight, w.conv_max_dw_weight, w.conv_max_dw_bias, activation="gelu")
         low = bsconv(low, w.conv3_pw_weight, w.conv3_dw_weight, w.conv3_dw_bias, activation="gelu")

@@ -1,6 +1,6 @@
 """The networks, their registry and their checkpoints."""
 
-from fastsr.models.alkdnet import ALKDNet, BSRN
+from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
 from fastsr.models.checkpoint import load, save
 from fastsr.models.complexity import Complexity, complexity

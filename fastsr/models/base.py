@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsr.errors import InputError
+from fastsr.nn import BlueprintESA, PlainESA
 
 SCALES = (1, 2, 3, 4, 5, 6, 8)
 
@@ -47,7 +48,7 @@ class SuperResolutionNet(nn.Module):
     @property
     def min_size(self) -> int:
         """Smallest height and width of the input in pixels, set by the pooling inside the ESA."""
-        return max((int(m.min_size) for m in self.modules() if m is not self and hasattr(m, "min_size")), default=1)
+        return max((m.min_size for m in self.modules() if isinstance(m, PlainESA | BlueprintESA)), default=1)
 
     def check_image(self, x: Tensor) -> None:
         """Raise InputError unless `x` is an image this network can take."""

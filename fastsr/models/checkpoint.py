@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastsr.errors import CheckpointError, FastsrError
-from fastsr.models.alkdnet import ALKDNet, BSRN
+from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
 from fastsr.models.mlrn import MLRN, RLFN
 
@@ -110,7 +110,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
     except Exception as error:  # torch.load has no common error type for damaged files
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{file} is not a readable checkpoint ({first}); it may be truncated or another kind of file, so get it again"
+            f"{file} is not a readable checkpoint ({first}); it may be cut short or of another kind, so get it again"
         ) from error
     return _unwrap(content, file), metadata
 

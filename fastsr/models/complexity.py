@@ -65,6 +65,4 @@ def complexity(net: nn.Module, height: int = 256, width: int = 256) -> Complexit
     image = torch.empty(1, getattr(net, "num_in_ch", 3), height, width, device="meta")
     with backend("reference"), torch.no_grad(), _ConvolutionCounter() as counter:
         shadow(image.to(next(shadow.parameters()).dtype))
-    return Complexity(
-        sum(p.numel() for p in net.parameters()), counter.macs, counter.activations, counter.convolutions
-    )
+    return Complexity(sum(p.numel() for p in net.parameters()), counter.macs, counter.activations, counter.convolutions)

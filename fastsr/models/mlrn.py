@@ -26,9 +26,7 @@ class _ResidualNet(SuperResolutionNet):
         shallow = y = ops.conv3x3_gelu(x, self.conv_1.weight, conv_bias(self.conv_1), activation="none")
         for i in range(self.num_block):
             y = getattr(self, f"block_{i + 1}")(y)
-        return ops.conv3x3_gelu(
-            y, self.conv_2.weight, conv_bias(self.conv_2), activation="none", shortcut=shallow
-        )
+        return ops.conv3x3_gelu(y, self.conv_2.weight, conv_bias(self.conv_2), activation="none", shortcut=shallow)
 
 
 class MLRN(_ResidualNet):

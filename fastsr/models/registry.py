@@ -7,7 +7,7 @@ import inspect
 from typing import Any, NamedTuple
 
 from fastsr.errors import InputError, UnknownModelError
-from fastsr.models.alkdnet import ALKDNet, BSRN
+from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
 from fastsr.models.mlrn import MLRN, RLFN
 
@@ -15,7 +15,7 @@ from fastsr.models.mlrn import MLRN, RLFN
 class ModelEntry(NamedTuple):
     """One registered network: its class, the scales the paper trains, and what differs from the class's defaults."""
 
-    cls: type[SuperResolutionNet]
+    cls: type[ALKDNet] | type[BSRN] | type[MLRN] | type[RLFN]
     scales: tuple[int, ...]
     settings: dict[str, Any]
     summary: str

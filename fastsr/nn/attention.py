@@ -55,16 +55,12 @@ class BlueprintESA(nn.Module):
         return esa_min_size(int(self.conv2.dw.padding[0]))
 
     def weights(self) -> BlueprintESAWeights:
-        separable = (self.conv2, self.conv_max, self.conv3, self.conv3_)
-        return BlueprintESAWeights(
-            self.conv1.weight,
-            conv_bias(self.conv1),
-            *(value for c in separable for value in (c.pw.weight, c.dw.weight, conv_bias(c.dw))),
-            self.conv_f.weight,
-            conv_bias(self.conv_f),
-            self.conv4.weight,
-            conv_bias(self.conv4),
-        )
+        values = [self.conv1.weight, conv_bias(self.conv1)]
+        for separable in (self.conv2, self.conv_max, self.conv3, self.conv3_):
+            values += [separable.pw.weight, separable.dw.weight, conv_bias(separable.dw)]
+        for conv in (self.conv_f, self.conv4):
+            values += [conv.weight, conv_bias(conv)]
+        return BlueprintESAWeights._make(values)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.dw.padding[0]))

@@ -121,9 +121,7 @@ class MLRB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation=self.activation)
         if self.pwc is None:
-            y = ops.conv3x3_gelu(
-                y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x
-            )
+            y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x)
             return self.esa(self.c5(y))
         y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation)
         y = ops.conv_mix(

@@ -31,9 +31,7 @@ def _check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
         _checks.weight(op, x, value, name, (k,))
 
 
-def alk_conv(
-    x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none"
-) -> Tensor:
+def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none") -> Tensor:
     """Asymmetric large-kernel convolution (ALKDNet, section 3.3, equation 11).
 
     With u = pw(x): act(pixel_norm(GELU(LoRA1(u)) + GELU(LoRA2(u)) + GELU(small_conv(u)))).

@@ -56,6 +56,4 @@ def cca_norm(
         _checks.weight("cca_norm", x, norm_weight, "norm_weight", (c,))
         _checks.weight("cca_norm", x, norm_bias, "norm_bias", (c,))
     select("cca_norm", x)
-    return reference.cca_norm(
-        x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps=eps
-    )
+    return reference.cca_norm(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps=eps)

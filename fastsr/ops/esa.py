@@ -56,9 +56,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
     """
     _checks.feature_map("esa", x)
     if not isinstance(weights, PlainESAWeights | BlueprintESAWeights):
-        raise InputError(
-            f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights"
-        )
+        raise InputError(f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights")
     if conv2_padding not in (0, 1):
         raise InputError(f"esa: conv2_padding is {conv2_padding}; pass 0 or 1")
     _check_weights(x, weights)

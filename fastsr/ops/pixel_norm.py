@@ -17,7 +17,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 LIB.define("pixel_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", tags=_TAGS)
 LIB.define(
-    "pixel_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)", tags=_TAGS
+    "pixel_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 

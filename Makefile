@@ -1,0 +1,46 @@
+# make demo   upscale a photograph (WEIGHTS=checkpoint, OUT=folder)    make lint    ruff, mypy, clang-format
+# make test   run the tests (PYTEST_ARGS=...)                          make format  apply ruff and clang-format
+# make setup  only install, into .venv                                 make clean   remove what make created
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NATIVE := $(shell find csrc -type f)
+
+.PHONY: setup demo test lint format clean
+
+setup: $(VENV)/.built
+
+$(VENV)/.packages: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("fastsr: Python 3.10 or newer is needed; run make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "fastsr: installing the packages of constraints.txt into $(VENV)"
+	@$(PIP) torch setuptools wheel ninja pybind11 numpy
+	@FASTSR_BUILD=0 $(PIP) --no-build-isolation -e '.[demo,test,lint]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages setup.py $(NATIVE)
+	@$(PIP) --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c 'from fastsr._info import summary; print(summary())'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m fastsr demo --output $(OUT) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+test: setup
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info fastsr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""`python -m fastsr`."""
+
+import sys
+
+from fastsr.cli import main
+
+sys.exit(main())
