@@ -29,6 +29,7 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
 ]
 
 

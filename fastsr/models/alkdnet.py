@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, cat, nn
 
 from fastsr import ops
@@ -18,8 +20,9 @@ class _BlueprintNet(SuperResolutionNet):
 
     c2: ALKConv | BSConvU
 
-    def _build_frame(self, num_feat: int, blocks: list[nn.Module]) -> None:
+    def _build_frame(self, num_feat: int, blocks: Sequence[ALKDB | ESDB]) -> None:
         self.num_block = len(blocks)
+        self.min_size = max((block.esa.min_size for block in blocks), default=1)
         self.fea_conv = BSConvU(self.num_in_ch * COPIES, num_feat)
         for i, block in enumerate(blocks):
             self.add_module(f"B{i + 1}", block)
@@ -99,7 +102,7 @@ class ALKDNet(_BlueprintNet):
         }
         super().__init__(scale, num_in_ch, input_range, config)
         large = conv == "LargeKernelConv"
-        blocks: list[nn.Module] = [
+        blocks: list[ALKDB | ESDB] = [
             ALKDB(num_feat, lk_size, esa_channels, pixel_norm)
             if large
             else ESDB(num_feat, esa_channels, pixel_norm, conv2_padding=1)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsr.errors import InputError
-from fastsr.nn import BlueprintESA, PlainESA
 
 SCALES = (1, 2, 3, 4, 5, 6, 8)
 
@@ -31,6 +30,7 @@ class SuperResolutionNet(nn.Module):
         scale: enlargement.
         input_range: the value of white in input and output, 1.0 or 255.0.
         num_in_ch: channels of the image.
+        min_size: smallest height and width of the input in pixels, set by the pooling inside the ESA.
         config: the keyword arguments that rebuild this network.
     """
 
@@ -43,12 +43,8 @@ class SuperResolutionNet(nn.Module):
         self.scale = scale
         self.num_in_ch = num_in_ch
         self.input_range = float(input_range)
+        self.min_size = 1
         self.config = config
-
-    @property
-    def min_size(self) -> int:
-        """Smallest height and width of the input in pixels, set by the pooling inside the ESA."""
-        return max((m.min_size for m in self.modules() if isinstance(m, PlainESA | BlueprintESA)), default=1)
 
     def check_image(self, x: Tensor) -> None:
         """Raise InputError unless `x` is an image this network can take."""
@@ -59,17 +55,9 @@ class SuperResolutionNet(nn.Module):
             raise InputError(
                 f"{self.architecture}: the image is {x.dtype}; pass floating-point values in 0..{self.input_range:g}"
             )
-        least = self._least
+        least = self.min_size
         if x.shape[2] < least or x.shape[3] < least:
             raise InputError(
                 f"{self.architecture}: the image is {x.shape[3]}x{x.shape[2]} pixels; "
                 f"this network needs at least {least}x{least}, so enlarge or pad it first"
             )
-
-    @property
-    def _least(self) -> int:
-        # The modules do not change after construction, so walk them once, not per call.
-        least = self.__dict__.get("_least_size")
-        if least is None:
-            least = self.__dict__["_least_size"] = self.min_size
-        return int(least)

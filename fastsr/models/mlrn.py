@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from fastsr import ops
 from fastsr.models.base import SuperResolutionNet, resolve_scale
@@ -14,8 +16,9 @@ from fastsr.reference import Activation
 class _ResidualNet(SuperResolutionNet):
     """conv_1, blocks block_1..block_n, conv_2 with the residual, pixel-shuffle tail (RLFN, section 3.1)."""
 
-    def _build_frame(self, num_feat: int, num_out_ch: int, blocks: list[nn.Module]) -> None:
+    def _build_frame(self, num_feat: int, num_out_ch: int, blocks: Sequence[MLRB | RLFB]) -> None:
         self.num_block = len(blocks)
+        self.min_size = max((block.esa.min_size for block in blocks), default=1)
         self.conv_1 = conv3x3(self.num_in_ch, num_feat)
         for i, block in enumerate(blocks):
             self.add_module(f"block_{i + 1}", block)
@@ -82,9 +85,7 @@ class MLRN(_ResidualNet):
             "input_range": input_range,
         }
         super().__init__(scale, num_in_ch, input_range, config)
-        blocks: list[nn.Module] = [
-            MLRB(num_feat, esa_channels, conv_mix, depthwise_conv, activation) for _ in range(num_block)
-        ]
+        blocks = [MLRB(num_feat, esa_channels, conv_mix, depthwise_conv, activation) for _ in range(num_block)]
         self._build_frame(num_feat, num_out_ch, blocks)
         self.bilinear = bilinear
 

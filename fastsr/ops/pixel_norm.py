@@ -7,19 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _native, reference
-from fastsr._dispatch import register, select
-from fastsr._native import LIB
+from fastsr import reference
+from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-
-LIB.define("pixel_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", tags=_TAGS)
-LIB.define(
-    "pixel_norm_backward(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
+from fastsr.ops._define import define, register_cpu
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -37,55 +29,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise InputError(f"pixel_norm: weight is {weight.dtype} and bias {bias.dtype}; pass one dtype for both")
 
 
-# ---- fakes and reference kernels, which make the operators complete without a binary
-
-
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
 def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _kernel(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(x).copy_(reference.pixel_norm(x, weight, bias, eps))
-
-
-def _kernel_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    xf, gf = x.to(dtype), grad.to(dtype)
-    centred = xf - xf.mean(1, keepdim=True)
-    rstd = (centred.square().mean(1, keepdim=True) + eps).rsqrt()
-    normed = centred * rstd
-    gw = gf * weight.to(dtype).view(1, -1, 1, 1)
-    dx = rstd * (gw - gw.mean(1, keepdim=True) - normed * (gw * normed).mean(1, keepdim=True))
-    d_weight, d_bias = (gf * normed).sum((0, 2, 3)), gf.sum((0, 2, 3))
-    return torch.empty_like(x).copy_(dx), d_weight.to(weight.dtype), d_bias.to(weight.dtype)
-
-
-torch.library.register_fake("fastsr::pixel_norm", _fake, lib=LIB)
-torch.library.register_fake("fastsr::pixel_norm_backward", _fake_backward, lib=LIB)
-for _key in ("CUDA",) if _native.CPU.loaded else ("CPU", "CUDA"):
-    LIB.impl("pixel_norm", _kernel, _key)
-    LIB.impl("pixel_norm_backward", _kernel_backward, _key)
-
-
-# ---- backends
-
-
-def _can_run_cpu(x: Tensor) -> str | None:
-    if not _native.CPU.loaded:
-        return _native.CPU.reason
-    if x.device.type != "cpu":
-        return f"x is on {x.device.type}, this kernel runs on cpu"
-    return None
-
-
-register("pixel_norm", "cpu", _can_run_cpu)
-
-
-# ---- backward
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
@@ -99,15 +48,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*torch.ops.fastsr.pixel_norm_backward(grad, x, weight, ctx.eps), None)
 
 
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise InputError(
-        "pixel_norm: the fused backward cannot be differentiated again; for second derivatives run under "
-        "fastsr.backend('reference')"
-    )
-
-
-torch.library.register_autograd("fastsr::pixel_norm", _backward, setup_context=_setup_context, lib=LIB)
-torch.library.register_autograd("fastsr::pixel_norm_backward", _double_backward, lib=LIB)
+define(
+    "pixel_norm",
+    "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("pixel_norm", _checks.DTYPES)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:

@@ -14,50 +14,29 @@
 #include <type_traits>
 #include <vector>
 
+#include "alk_conv.h"
+#include "bsconv.h"
+#include "cca_norm.h"
+#include "conv3x3_gelu.h"
+#include "conv_mix.h"
+#include "esa.h"
+#include "pixel_norm.h"
+#include "pointwise.h"
+#include "tables.h"
+#include "types.h"
+#include "upsample.h"
+
 namespace fastsr::cpu {
 
-struct Half {  // storage only
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// A view of rows of pixels, [N, C, H, W] with strides in elements. Rows are (n, h) pairs in order.
-struct PixelNormShape {
-  int64_t n, c, h, w;
-  int64_t x_stride[4], y_stride[4];
-};
-
-struct PixelNormBackwardShape {
-  int64_t n, c, h, w;
-  int64_t grad_stride[4], x_stride[4], dx_stride[4];
-};
-
-// The type that a stored type is computed in.
-template <class T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
-template <class T>
-using compute_t = typename Compute<T>::type;
-
-template <class T>
-struct PixelNormKernels {
-  using C = compute_t<T>;
-  // y = pixel_norm(x) for rows [first, last) of the n * h rows.
-  void (*forward)(const PixelNormShape&, const T* x, const C* weight, const C* bias, double eps, T* y, int64_t first,
-                  int64_t last);
-  // dx for the same rows; adds this range's sums to d_weight[c] and d_bias[c].
-  void (*backward)(const PixelNormBackwardShape&, const T* grad, const T* x, const C* weight, double eps, T* dx,
-                   double* d_weight, double* d_bias, int64_t first, int64_t last);
-};
-
 struct KernelTable {
+  AlkConvKernels alk_conv;
+  BsconvKernels bsconv;
+  CcaNormKernels cca_norm;
+  Conv3x3GeluKernels conv3x3_gelu;
+  ConvMixKernels conv_mix;
+  EsaKernels esa;
+  PointwiseKernels pointwise;
+  UpsampleKernels upsample;
   PixelNormKernels<float> pixel_norm_f32;
   PixelNormKernels<Half> pixel_norm_f16;
   PixelNormKernels<BFloat16> pixel_norm_bf16;

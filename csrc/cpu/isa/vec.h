@@ -1,5 +1,7 @@
 // Vectors by the compiler's vector extensions: one source for AVX-512, AVX2, SSE and NEON.
 // Included inside an ISA file, after its target pragma; everything has internal linkage.
+#pragma once
+
 namespace fastsr::cpu {
 namespace {
 

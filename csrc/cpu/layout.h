@@ -1,0 +1,76 @@
+// Memory layouts of feature maps. The kernels work on pixels whose channels lie side by side (NHWC).
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "../checks.h"
+
+namespace fastsr::cpu {
+
+using torch::headeronly::MemoryFormat;
+
+inline bool dense_in(const Tensor& x, std::array<int, 4> fastest_first) {
+  int64_t expected = 1;
+  for (int d : fastest_first) {
+    if (x.size(d) == 1) continue;
+    if (x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return true;
+}
+inline bool is_nchw(const Tensor& x) { return x.numel() == 0 || dense_in(x, {3, 2, 1, 0}); }
+inline bool is_nhwc(const Tensor& x) { return x.numel() == 0 || dense_in(x, {1, 3, 2, 0}); }
+
+// The layout of an operator's output: NCHW for an NCHW input, otherwise channels last (fastsr/ops/_define.py).
+inline MemoryFormat output_format(const Tensor& x) {
+  return is_nchw(x) && !is_nhwc(x) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+}
+
+inline Tensor empty_feature_map(const Tensor& like, std::array<int64_t, 4> size, MemoryFormat format) {
+  return torch::stable::empty({size.data(), 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+}
+
+// A feature map as a kernel reads or writes it: pixel (n, h, w) begins at data + n * stride_n + h * stride_h +
+// w * stride_w, its channels follow one another.
+template <class T>
+struct Pixels {
+  T* data;
+  int64_t stride_n, stride_h, stride_w;
+  T* at(int64_t n, int64_t h, int64_t w) const { return data + n * stride_n + h * stride_h + w * stride_w; }
+};
+
+// `x` itself if its channels lie side by side (slices of channels or pixels included), otherwise an NHWC copy.
+inline Tensor side_by_side(const Tensor& x) {
+  return x.stride(1) == 1 || x.size(1) == 1 ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+Pixels<const T> pixels(const Tensor& x) {
+  return {static_cast<const T*>(x.const_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
+}
+template <class T>
+Pixels<T> mutable_pixels(const Tensor& x) {
+  return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
+}
+
+// Where a kernel writes an output that the caller gets in `format`: the tensor itself, or an NHWC stand-in.
+class OutputMap {
+ public:
+  OutputMap(const Tensor& like, std::array<int64_t, 4> size, MemoryFormat format)
+      : result_(empty_feature_map(like, size, format)),
+        written_(format == MemoryFormat::ChannelsLast ? result_
+                                                      : empty_feature_map(like, size, MemoryFormat::ChannelsLast)),
+        copy_(format != MemoryFormat::ChannelsLast) {}
+  const Tensor& nhwc() const { return written_; }
+  Tensor finish() {
+    if (copy_) torch::stable::copy_(result_, written_);
+    return result_;
+  }
+
+ private:
+  Tensor result_, written_;
+  bool copy_;
+};
+
+}  // namespace fastsr::cpu

@@ -1,0 +1,85 @@
+"""Defines an operator with kernels: schemas, fakes, autograd and its CPU backend, the same way for every operator.
+
+`fastsr::<op>` and `fastsr::<op>_backward` are defined here in Python, so that they exist without any binary; compiled
+libraries add kernels to them. The backward operator takes what `save` kept and returns one gradient per tensor of the
+forward operator that can have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import _native
+from fastsr._dispatch import register
+from fastsr._native import LIB
+from fastsr.errors import InputError
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def define(
+    op: str,
+    schema: str,
+    backward_schema: str,
+    *,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Define `fastsr::op` and `fastsr::op_backward`.
+
+    Args:
+        op: the operator's name.
+        schema, backward_schema: their arguments and results, "(Tensor x, ...) -> Tensor".
+        fake, fake_backward: shapes, dtypes and strides of the results on fake tensors.
+        setup_context, backward: as for `torch.library.register_autograd`.
+    """
+    LIB.define(f"{op}{schema}", tags=_TAGS)
+    LIB.define(f"{op}_backward{backward_schema}", tags=_TAGS)
+    torch.library.register_fake(f"fastsr::{op}", fake, lib=LIB)
+    torch.library.register_fake(f"fastsr::{op}_backward", fake_backward, lib=LIB)
+    torch.library.register_autograd(f"fastsr::{op}", backward, setup_context=setup_context, lib=LIB)
+
+    def double_backward(ctx: Any, *grads: Tensor) -> None:
+        raise InputError(
+            f"{op}: the fused backward cannot be differentiated again; for second derivatives run under "
+            "fastsr.backend('reference')"
+        )
+
+    torch.library.register_autograd(f"fastsr::{op}_backward", double_backward, lib=LIB)
+
+
+def output_format(x: Tensor) -> torch.memory_format:
+    """The memory format of an operator's output: NCHW for an NCHW input, otherwise channels last.
+
+    A map that is both (one channel, or one pixel) counts as channels last. csrc/cpu/layout.h has the same rule.
+    """
+    nhwc = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if x.is_contiguous() and not nhwc else torch.channels_last
+
+
+def empty_map(x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
+    """An uninitialised output for the input `x`: its batch, dtype and device, in `output_format(x)`."""
+    size = (x.shape[0], channels, x.shape[2] if height is None else height, x.shape[3] if width is None else width)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+
+
+def register_cpu(op: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Announce the C++ CPU kernel of `op` for feature maps of `dtypes`."""
+
+    def can_run(x: Tensor) -> str | None:
+        if not _native.CPU.loaded:
+            return _native.CPU.reason
+        if x.device.type != "cpu":
+            return f"x is on {x.device.type}, this kernel runs on cpu"
+        if x.dtype not in dtypes:
+            accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+            return f"x is {str(x.dtype).removeprefix('torch.')}, the cpu kernel takes {accepted}"
+        return None
+
+    register(op, "cpu", can_run)
