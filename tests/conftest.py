@@ -1,0 +1,49 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastsr
+from fastsr import _env, _native
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # measuring data beside the checkout, absent elsewhere
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts from the same random state and leaves no forced backend behind."""
+    torch.manual_seed(0)
+    forced = fastsr.current_backend()
+    yield
+    fastsr.backend(forced)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with official checkpoints and Set5."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the official checkpoints and Set5 in ../shared, which is not there")
+    return SHARED
+
+
+@pytest.fixture
+def cpu_kernels() -> None:
+    """Skips where the C++ operators are not built."""
+    if not _native.CPU.loaded:
+        pytest.skip(f"needs the C++ operators: {_native.CPU.reason}")
+
+
+@pytest.fixture(params=_env.CPU_ISAS)
+def cpu_isa(request: pytest.FixtureRequest, cpu_kernels: None) -> Iterator[str]:
+    """Runs the test once per instruction set that this processor has."""
+    level = _env.CPU_ISAS.index(request.param)
+    if torch.ops.fastsr._cpu_isa(level) != level:
+        torch.ops.fastsr._cpu_isa(-1)
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    torch.ops.fastsr._cpu_isa(-1)

@@ -1,0 +1,94 @@
+"""Checks that every operator's tests share: layouts, the 2x rule, bit-equal repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import fastsr
+
+LAYOUTS = ("nchw", "nhwc", "channel_slice", "pixel_slice", "expanded")
+
+# A floor for the 2x rule, in units of the dtype's epsilon times the result's scale: where plain PyTorch happens to be
+# exact (a sum of one term, say), a kernel may still round once.
+FLOOR_EPSILONS = 2.0
+
+
+def feature_map(shape: Sequence[int], layout: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """A random [N, C, H, W] map in one of LAYOUTS; slices leave NaN in the memory they skip."""
+    n, c, h, w = shape
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64).to(dtype)
+    if layout == "nchw":
+        return values.contiguous()
+    if layout == "nhwc":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "channel_slice":
+        wide = torch.full((n, h, w, 2 * c + 3), torch.nan, dtype=dtype).permute(0, 3, 1, 2)
+        view = wide[:, 2 : 2 + c]
+    elif layout == "pixel_slice":
+        view = torch.full((n, c, h + 2, 2 * w + 1), torch.nan, dtype=dtype)[:, :, 1 : h + 1, 1 : 2 * w + 1 : 2]
+    elif layout == "expanded":
+        return values[:, :1].expand(n, c, h, w)
+    else:
+        raise ValueError(layout)
+    view.copy_(values)
+    return view
+
+
+def weight(*shape: int, seed: int = 0, gain: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A random parameter scaled to keep activations near unit variance."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    fan_in = max(1, int(torch.tensor(shape[1:]).prod())) if len(shape) > 1 else 1
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * gain / fan_in**0.5).to(dtype)
+
+
+def results(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str, seed: int = 7
+) -> list[Tensor]:
+    """Outputs of `function(*inputs)` under `backend`, then the gradients of all inputs for a fixed random cotangent."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with fastsr.backend(backend):
+        out = function(*leaves)
+        outputs = out if isinstance(out, tuple) else (out,)
+        generator = torch.Generator().manual_seed(seed)
+        cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+        gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+    return [o.detach() for o in outputs] + [
+        torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)
+    ]
+
+
+def assert_twice_rule(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str = "cpu"
+) -> None:
+    """Error of `backend` against float64 <= 2 x the error of plain PyTorch in the inputs' dtype, all gradients too."""
+    exact = results(function, [x.double() for x in inputs], "reference")
+    plain = results(function, inputs, "reference")
+    kernel = results(function, inputs, backend)
+    for i, (e, p, k) in enumerate(zip(exact, plain, kernel, strict=True)):
+        assert k.shape == e.shape and k.dtype == p.dtype, f"result {i}: {tuple(k.shape)} {k.dtype}"
+        if e.numel() == 0:
+            continue
+        scale = e.abs().max().item()
+        floor = FLOOR_EPSILONS * torch.finfo(k.dtype).eps * scale
+        allowed = 2 * (p.double() - e).abs().max().item() + floor
+        error = (k.double() - e).abs().max().item()
+        assert error <= allowed, f"result {i}: error {error:.3e} exceeds {allowed:.3e} (scale {scale:.3e})"
+
+
+def assert_repeatable(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str = "cpu"
+) -> None:
+    """Outputs and gradients are bit-equal between runs and for 1 and more threads."""
+    threads = torch.get_num_threads()
+    first = results(function, inputs, backend)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for a, b in zip(first, results(function, inputs, backend), strict=True):
+                assert torch.equal(a, b), f"results differ with {count} threads"
+    finally:
+        torch.set_num_threads(threads)
