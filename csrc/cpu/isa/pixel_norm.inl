@@ -16,18 +16,23 @@ struct Moments {
   compute_t<T> mean, rstd;
 };
 
+// The mean is corrected by the mean of the deviations from its first estimate: a pixel whose channels agree in many
+// digits has a tiny variance, by whose root a rounding error of the mean would be multiplied.
 template <class T>
 FASTSR_INLINE Moments<T> moments_of_pixel(const T* x, int64_t c, double eps) {
+  const compute_t<T> n = static_cast<compute_t<T>>(c);
   Sum<T> sum;
   over<T>(c, [&](int64_t i, auto kind) { sum.add(load_as(kind, x + i)); });
-  const compute_t<T> mean = sum.total() / static_cast<compute_t<T>>(c);
-  Sum<T> squares;
+  const compute_t<T> estimate = sum.total() / n;
+  Sum<T> deviations, squares;
   over<T>(c, [&](int64_t i, auto kind) {
-    const auto d = load_as(kind, x + i) - mean;
+    const auto d = load_as(kind, x + i) - estimate;
+    deviations.add(d);
     squares.add(d * d);
   });
-  const compute_t<T> variance = squares.total() / static_cast<compute_t<T>>(c);
-  return {mean, compute_t<T>(1) / std::sqrt(variance + static_cast<compute_t<T>>(eps))};
+  const compute_t<T> shift = deviations.total() / n;
+  const compute_t<T> variance = std::max(squares.total() / n - shift * shift, compute_t<T>(0));
+  return {estimate + shift, compute_t<T>(1) / std::sqrt(variance + static_cast<compute_t<T>>(eps))};
 }
 
 template <class T>
@@ -86,20 +91,22 @@ void scatter(const compute_t<T>* block, int64_t c, int64_t c_stride, int64_t w_s
 template <class C>
 void normalise_block(C* block, int64_t c, double eps, C* rstd) {
   constexpr int step = lanes<C>;
+  const C n = static_cast<C>(c);
   for (int64_t p = 0; p < kBlock; p += step) {
-    vec<C> sum{}, squares{};
+    vec<C> sum{}, deviations{}, squares{};
     for (int64_t k = 0; k < c; ++k) sum += load(block + k * kBlock + p);
-    const vec<C> mean = sum / static_cast<C>(c);
+    const vec<C> estimate = sum / n;
     for (int64_t k = 0; k < c; ++k) {
-      const vec<C> d = load(block + k * kBlock + p) - mean;
+      const vec<C> d = load(block + k * kBlock + p) - estimate;
+      deviations += d;
       squares += d * d;
       store(block + k * kBlock + p, d);
     }
-    const vec<C> variance = squares / static_cast<C>(c) + static_cast<C>(eps);
+    const vec<C> shift = deviations / n, variance = squares / n - shift * shift;
     vec<C> r;
-    for (int i = 0; i < step; ++i) r[i] = C(1) / std::sqrt(variance[i]);
+    for (int i = 0; i < step; ++i) r[i] = C(1) / std::sqrt(std::max(variance[i], C(0)) + static_cast<C>(eps));
     store(rstd + p, r);
-    for (int64_t k = 0; k < c; ++k) store(block + k * kBlock + p, load(block + k * kBlock + p) * r);
+    for (int64_t k = 0; k < c; ++k) store(block + k * kBlock + p, (load(block + k * kBlock + p) - shift) * r);
   }
 }
 

@@ -1,0 +1,115 @@
+"""The choice of backend: forced and free, by call, by environment, under export."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastsr
+from fastsr import _dispatch, _native, ops
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def norm_arguments() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(1, 4, 3, 3), torch.ones(4), torch.zeros(4)
+
+
+def test_context_manager_restores_and_call_stays() -> None:
+    assert fastsr.current_backend() == "auto"
+    with fastsr.backend("reference"):
+        assert fastsr.current_backend() == "reference"
+        with fastsr.backend("cpu"):
+            assert fastsr.current_backend() == "cpu"
+        assert fastsr.current_backend() == "reference"
+    assert fastsr.current_backend() == "auto"
+    fastsr.backend("reference")
+    assert fastsr.current_backend() == "reference"
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(fastsr.InputError, match="'cudnn'; accepted are auto, cuda, triton, cpu, reference"):
+        fastsr.backend("cudnn")
+    assert fastsr.current_backend() == "auto"
+
+
+def test_forced_backend_that_cannot_run_is_an_error() -> None:
+    with fastsr.backend("triton"), pytest.raises(fastsr.BackendError, match=r"'triton' cannot run pixel_norm: .+force"):
+        ops.pixel_norm(*norm_arguments())
+
+
+def test_can_run_gives_the_reason() -> None:
+    x = torch.randn(1, 4, 3, 3)
+    assert fastsr.can_run("pixel_norm", "reference", x) is None
+    assert "triton" in str(fastsr.can_run("pixel_norm", "triton", x))
+    assert "meta" in str(fastsr.can_run("pixel_norm", "cpu", x.to("meta"))) or not _native.CPU.loaded
+    with pytest.raises(fastsr.InputError, match="no operator is called 'conv'"):
+        fastsr.can_run("conv", "cpu", x)
+    with pytest.raises(fastsr.InputError, match="no backend is called 'gpu'"):
+        fastsr.can_run("pixel_norm", "gpu", x)
+
+
+def test_falling_back_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_dispatch._kernels["pixel_norm"], "cpu", lambda x: "the test forbids it")
+    monkeypatch.setattr(_dispatch, "_logged", set())
+    with caplog.at_level(logging.INFO, "fastsr"):
+        for _ in range(3):
+            ops.pixel_norm(*norm_arguments())
+    assert [r.getMessage() for r in caplog.records] == ["pixel_norm runs on the reference path: the test forbids it"]
+
+
+def test_free_choice_takes_the_kernel(cpu_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _dispatch.select("pixel_norm", torch.empty(1, 4, 3, 3)) == "cpu"
+    monkeypatch.setattr(_dispatch, "_exporting", lambda: True)
+    assert _dispatch.select("pixel_norm", torch.empty(1, 4, 3, 3)) == "reference"
+
+
+def test_environment_forces_the_backend() -> None:
+    code = "import fastsr; print(fastsr.current_backend())"
+    assert run_python(code, FASTSR_BACKEND="Reference ").stdout.strip() == "reference"
+    assert run_python(code, FASTSR_BACKEND="").stdout.strip() == "auto"
+    wrong = run_python(
+        "import torch, fastsr; fastsr.ops.pixel_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))",
+        FASTSR_BACKEND="cudnn",
+    )
+    assert "FASTSR_BACKEND is 'cudnn'; accepted are auto, cuda" in wrong.stderr
+
+
+def test_environment_limits_the_instruction_set(cpu_kernels: None) -> None:
+    code = "import fastsr, json; i = fastsr.info(); print(json.dumps([i['cpu_isa'], i['cpu_isa_problem']]))"
+    assert json.loads(run_python(code, FASTSR_CPU_ISA="portable").stdout) == ["portable", None]
+    isa, problem = json.loads(run_python(code, FASTSR_CPU_ISA="sse9").stdout)
+    assert isa in ("portable", "avx2", "avx512") and "'sse9'; accepted are auto, portable" in problem
+
+
+def test_import_touches_no_device_and_compiles_nothing() -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import fastsr
+assert not torch.cuda.is_initialized()
+new = set(sys.modules) - before
+assert not any(m.split('.')[0] in ('triton', 'cv2', 'PIL', 'safetensors', 'tqdm') for m in new), sorted(new)
+assert 'torch._dynamo' not in new and 'torch.utils.cpp_extension' not in new
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_info_is_plain_data_and_names_every_operator() -> None:
+    info = json.loads(json.dumps(fastsr.info()))
+    assert set(info["operators"]) == set(_dispatch.OPERATORS)
+    for row in info["operators"].values():
+        assert row["cpu"]["backend"] in fastsr.BACKENDS
+        assert all(row["cpu"]["unavailable"].values())
+    assert info["torch"] == torch.__version__
