@@ -34,6 +34,14 @@ def same_shape(op: str, x: Tensor, other: Tensor, name: str) -> None:
     _placed_like(op, x, other, name)
 
 
+def shortcut(op: str, x: Tensor, value: Tensor, shape: tuple[int, ...]) -> None:
+    """`value` must be what is added to an output of `shape`."""
+    feature_map(op, value, "shortcut")
+    if tuple(value.shape) != shape:
+        raise InputError(f"{op}: shortcut has shape {tuple(value.shape)}; pass the output's, {shape}")
+    _placed_like(op, x, value, "shortcut")
+
+
 def weight(op: str, x: Tensor, value: Tensor, name: str, shape: tuple[int | None, ...]) -> None:
     """`value` must have `shape` (None: any extent) and fit the device and dtype of `x`."""
     if not isinstance(value, Tensor):

@@ -49,7 +49,9 @@ def bsconv(
     if stride < 1 or padding < 0:
         raise InputError(f"bsconv: stride is {stride} and padding {padding}; pass stride >= 1 and padding >= 0")
     if shortcut is not None:
-        _checks.feature_map("bsconv", shortcut, "shortcut")
+        kh, kw = dw_weight.shape[-2:]
+        height, width = ((n + 2 * padding - k) // stride + 1 for n, k in ((x.shape[2], kh), (x.shape[3], kw)))
+        _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, height, width))
     select("bsconv", x)
     return reference.bsconv(
         x,

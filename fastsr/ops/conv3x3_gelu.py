@@ -38,6 +38,6 @@ def conv3x3_gelu(
     _checks.weight("conv3x3_gelu", x, bias, "bias", (weight.shape[0],))
     _checks.choice("conv3x3_gelu", activation, "activation", _checks.ACTIVATIONS)
     if shortcut is not None:
-        _checks.feature_map("conv3x3_gelu", shortcut, "shortcut")
+        _checks.shortcut("conv3x3_gelu", x, shortcut, (x.shape[0], weight.shape[0], *x.shape[2:]))
     select("conv3x3_gelu", x)
     return reference.conv3x3_gelu(x, weight, bias, activation=activation, shortcut=shortcut)

@@ -1,0 +1,58 @@
+"""The package: what a wheel contains, and that it works without a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built as on a machine without a compiler."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    done = subprocess.run(
+        [*command, str(ROOT)], env={**os.environ, "FASTSR_BUILD": "0"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_kernels_are_installed_under_fastsr(pure_wheel: Path) -> None:
+    files = zipfile.ZipFile(pure_wheel).namelist()
+    tops = {f.split("/")[0] for f in files}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"fastsr"}
+    assert "fastsr/kernels/__init__.py" in files and "fastsr/py.typed" in files
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fastsr").rglob("*.py")}
+    assert sources - set(files) == set()
+
+
+def test_pure_python_installation_works(pure_wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(pure_wheel).extractall(tmp_path / "site")
+    code = """
+import fastsr, torch
+assert fastsr.__file__.startswith(__import__('sys').argv[1]), fastsr.__file__
+import fastsr.kernels
+assert 'not built' in fastsr.can_run('pixel_norm', 'cpu', torch.ones(1, 2, 3, 3))
+assert fastsr.create_model('alkdnet', num_block=1)(torch.rand(1, 3, 16, 16)).shape == (1, 3, 32, 32)
+print(fastsr.info()['libraries']['cpu'])
+"""
+    site = str(tmp_path / "site")
+    done = subprocess.run(
+        [sys.executable, "-c", code, site],
+        env={**os.environ, "PYTHONPATH": site},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "FASTSR_BUILD=1" in done.stdout

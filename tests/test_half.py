@@ -1,0 +1,68 @@
+"""Half precision is safe, where the official code returns NaN only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastsr
+from fastsr import ops, reference
+from fastsr.imageio import read_image
+from fastsr.imresize import imresize
+
+
+def low_resolution(shared: Path, name: str, scale: int) -> Tensor:
+    """The bicubic LR of a Set5 image as [1, 3, H, W] in 0..1."""
+    hr = read_image(shared / "data" / "set5" / f"{name}.png").rgb
+    height, width = (extent // scale * scale for extent in hr.shape[:2])
+    lr = imresize(hr[:height, :width], size=(height // scale, width // scale))
+    return torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("checkpoint", ("net_g_ALKDN_x4", "net_g_BSRN_x4", "rlfn_x4"))
+@pytest.mark.parametrize(("dtype", "grey_levels"), [(torch.float16, 1), (torch.bfloat16, 6)])
+def test_official_networks_on_set5(shared: Path, checkpoint: str, dtype: torch.dtype, grey_levels: int) -> None:
+    outputs = []
+    for precision in (torch.float32, dtype):
+        net = fastsr.load(shared / "weights" / f"{checkpoint}.pth", dtype=precision)
+        x = low_resolution(shared, "butterfly", 4) * net.input_range
+        with torch.inference_mode():
+            y = net(x.to(precision)).float() / net.input_range
+        outputs.append((y.clamp(0, 1) * 255).round())
+    assert (outputs[1] - outputs[0]).abs().max() <= grey_levels
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+@pytest.mark.parametrize("backend", ("auto", "reference"))
+def test_cca_of_a_large_map_does_not_overflow(dtype: torch.dtype, backend: str) -> None:
+    """The sum of squares of 128 x 128 values around 40 is far beyond float16."""
+    x = (torch.randn(1, 8, 128, 128, dtype=torch.float64) + 40).to(dtype)
+    w = [torch.randn(s, dtype=torch.float64).to(dtype) * 0.1 for s in ((2, 8, 1, 1), (2,), (8, 2, 1, 1), (8,))]
+    with fastsr.backend(backend):
+        y = ops.cca_norm(x, torch.zeros_like(x), *w)
+    exact = reference.cca_norm(x.double(), torch.zeros_like(x).double(), *(t.double() for t in w))
+    torch.testing.assert_close(y.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("backend", ("auto", "reference"))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+def test_cca_gradient_of_a_constant_map_is_finite(dtype: torch.dtype, backend: str) -> None:
+    x = torch.full((1, 8, 16, 16), 0.5, dtype=dtype)
+    x[:, 1] = torch.rand(16, 16, dtype=torch.float64).to(dtype)  # one channel that varies
+    x.requires_grad_()
+    w = [
+        torch.randn(s, dtype=torch.float64).to(dtype).requires_grad_() for s in ((2, 8, 1, 1), (2,), (8, 2, 1, 1), (8,))
+    ]
+    with fastsr.backend(backend):
+        ops.cca_norm(x, torch.zeros_like(x), *w).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all() and x.grad[:, 1].any()
+    assert all(t.grad is not None and t.grad.isfinite().all() for t in w)
+
+
+def test_whole_network_trains_on_a_constant_image() -> None:
+    net = fastsr.create_model("alkdnet", num_block=2, num_feat=16)
+    net(torch.full((1, 3, 16, 16), 0.25)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
