@@ -23,8 +23,9 @@ def low_resolution(shared: Path, name: str, scale: int) -> Tensor:
 
 
 @pytest.mark.parametrize("checkpoint", ("net_g_ALKDN_x4", "net_g_BSRN_x4", "rlfn_x4"))
-@pytest.mark.parametrize(("dtype", "grey_levels"), [(torch.float16, 1), (torch.bfloat16, 6)])
-def test_official_networks_on_set5(shared: Path, checkpoint: str, dtype: torch.dtype, grey_levels: int) -> None:
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_official_networks_on_set5(shared: Path, checkpoint: str, dtype: torch.dtype) -> None:
+    """float16 is within 1 grey level of float32; bfloat16, with 3 digits less, within 50 dB."""
     outputs = []
     for precision in (torch.float32, dtype):
         net = fastsr.load(shared / "weights" / f"{checkpoint}.pth", dtype=precision)
@@ -32,7 +33,11 @@ def test_official_networks_on_set5(shared: Path, checkpoint: str, dtype: torch.d
         with torch.inference_mode():
             y = net(x.to(precision)).float() / net.input_range
         outputs.append((y.clamp(0, 1) * 255).round())
-    assert (outputs[1] - outputs[0]).abs().max() <= grey_levels
+    difference = outputs[1] - outputs[0]
+    if dtype == torch.float16:
+        assert difference.abs().max() <= 1
+    else:
+        assert 10 * torch.log10(255**2 / difference.square().mean()) >= 50
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32, torch.float64))

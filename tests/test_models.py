@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 from typing import Any
 
+import plain_nets
 import pytest
 import torch
 
@@ -171,15 +174,49 @@ def test_upscale_and_scale_are_one_argument() -> None:
     assert fastsr.ALKDNet(upscale=3, num_block=1).scale == fastsr.ALKDNet(scale=3, num_block=1).scale == 3
 
 
-@pytest.mark.parametrize("name", ("alkdnet", "mlrn", "bsrn", "rlfn"))
-def test_networks_against_independent_ones(name: str) -> None:
-    """The same weights in plain PyTorch networks written from the papers give the same pictures, in float64."""
-    import plain_nets
+PLAIN_NAMES_OF_MLRN = (
+    (r"^conv_1\.", "head."),
+    (r"^conv_2\.", "tail."),
+    (r"^upsampler\.", "up."),
+    (r"^block_(\d+)\.", lambda m: f"body.{int(m[1]) - 1}."),
+    (r"\.c1_r\.", ".first."),
+    (r"\.c2_r\.", ".second."),
+    (r"\.dwc\.", ".spatial."),
+    (r"\.pwc\.", ".channel."),
+    (r"\.c5\.", ".last."),
+    (r"\.esa\.", ".attention."),
+)
 
-    net = fastsr.create_model(name, scale=3, num_block=2).double()
-    plain = plain_nets.build(name, net.config).double()
-    renamed = plain_nets.rename_state(name, net.state_dict())
-    plain.load_state_dict(renamed, strict=True)
-    x = torch.rand(2, 3, 21, 18, dtype=torch.float64) * net.input_range
+
+def plain_name_of_mlrn(key: str) -> str:
+    for pattern, replacement in PLAIN_NAMES_OF_MLRN:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+@pytest.mark.parametrize("scale", (2, 3))
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("alkdnet", lambda scale: plain_nets.ALKDN(scale, 16, blocks=2, size=7)),
+        ("bsrn", lambda scale: plain_nets.BSRN(scale, 16, blocks=2)),
+        ("rlfn", lambda scale: plain_nets.RLFN(scale, 12, blocks=2, mid=14)),
+        ("mlrn", lambda scale: plain_nets.MLRN(scale, 12, blocks=2)),
+    ],
+)
+def test_networks_against_independent_ones(name: str, plain: Callable[[int], torch.nn.Module], scale: int) -> None:
+    """The same weights in plain PyTorch networks written from the papers give the same pictures, in float64."""
+    settings = {"alkdnet": {"num_feat": 16, "lk_size": 7}, "rlfn": {"num_feat": 12, "mid_channels": 14}}
+    net = fastsr.create_model(
+        name, scale=scale, num_block=2, **settings.get(name, {"num_feat": 16 if name == "bsrn" else 12})
+    ).double()
+    other = plain(scale).double()
+    for parameter in net.parameters():  # norms start at 1 and 0, which would hide a missing affine
+        torch.nn.init.normal_(parameter, std=0.2)
+    state = net.state_dict()
+    if name == "mlrn":
+        state = {plain_name_of_mlrn(key): value for key, value in state.items()}
+    other.load_state_dict(state, strict=True)
+    x = torch.rand(2, 3, 31, 28, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(net(x), plain(x), rtol=1e-9, atol=1e-9 * net.input_range)
+        torch.testing.assert_close(net(x), other(x), rtol=1e-9, atol=1e-9)
