@@ -1,6 +1,7 @@
 # make demo   upscale a photograph (WEIGHTS=checkpoint, OUT=folder)    make lint    ruff, mypy, clang-format
 # make test   run the tests (PYTEST_ARGS=...)                          make format  apply ruff and clang-format
 # make setup  only install, into .venv                                 make clean   remove what make created
+# make bench-cpu  time fastsr against its peers (BENCH_ARGS=...)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ OUT ?= demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test bench-cpu lint format clean
 
 setup: $(VENV)/.built
 
@@ -30,6 +31,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench-cpu: setup
+	@$(PIP) onnx onnxscript onnxruntime openvino
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

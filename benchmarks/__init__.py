@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured (cases), against what (peers), how (measure), and the command (run)."""
