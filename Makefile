@@ -1,6 +1,7 @@
 # make demo   upscale a photograph (WEIGHTS=checkpoint, OUT=folder)    make lint    ruff, mypy, clang-format
 # make test   run the tests (PYTEST_ARGS=...)                          make format  apply ruff and clang-format
 # make setup  only install, into .venv                                 make clean   remove what make created
+# make sanitize   the kernels' tests under ASan and UBSan
 # make bench-cpu  time fastsr against its peers (BENCH_ARGS=...)
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ OUT ?= demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: setup demo test bench-cpu lint format clean
+.PHONY: setup demo test sanitize bench-cpu lint format clean
 
 setup: $(VENV)/.built
 
@@ -31,6 +32,16 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The compiled operators' tests once under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+SANITIZED := build/sanitize
+KERNEL_TESTS = $(shell grep -l kernel_checks tests/test_*.py)
+
+sanitize: setup
+	@FASTSR_BUILD=1 FASTSR_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest -p no:cacheprovider -q \
+	  -k 'not compile and not opcheck' $(PYTEST_ARGS) $(KERNEL_TESTS)
 
 bench-cpu: setup
 	@$(PIP) onnx onnxscript onnxruntime openvino

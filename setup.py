@@ -1,7 +1,8 @@
 """Builds the compiled operators if it can, and installs pure Python if it cannot.
 
 FASTSR_BUILD=auto (default) builds what is possible and says what is left out and why; 1 makes a failed build an error;
-0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out. torch is not a build requirement, because an isolated
+0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out; FASTSR_SANITIZE=1 builds the CPU operators for
+AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). torch is not a build requirement, because an isolated
 build would fetch gigabytes of a version that need not match: the installed one is used.
 """
 
@@ -19,6 +20,7 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("FASTSR_BUILD", "auto")
+SANITIZE = os.environ.get("FASTSR_SANITIZE") == "1"
 STABLE_ABI = "0x020b000000000000ULL"  # torch 2.11, the oldest that the operator libraries load into
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 CXX_FLAGS = [
@@ -86,6 +88,7 @@ def extensions(torch: ModuleType) -> dict[str, Any]:
     from torch.utils import cpp_extension
 
     stable = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DTORCH_STABLE_ONLY"]
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"] if SANITIZE else []
     facts = [
         f'-DFASTSR_TORCH="{torch.__version__}"',
         f'-DFASTSR_CUDA="{torch.version.cuda if cuda_home else "none"}"',
@@ -101,7 +104,8 @@ def extensions(torch: ModuleType) -> dict[str, Any]:
             "fastsr._ops_cpu",
             sources("csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp"),
             depends=sources("csrc/*.h", "csrc/cpu/**/*.h", "csrc/cpu/**/*.inl"),
-            extra_compile_args={"cxx": CXX_FLAGS + stable},
+            extra_compile_args={"cxx": CXX_FLAGS + stable + sanitize},
+            extra_link_args=sanitize,
             py_limited_api=True,
         ),
     ]
