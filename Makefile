@@ -38,7 +38,7 @@ SANITIZED := build/sanitize
 KERNEL_TESTS = $(shell grep -l kernel_checks tests/test_*.py)
 
 sanitize: setup
-	@FASTSR_BUILD=1 FASTSR_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	@FASTSR_BUILD=1 FASTSR_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib >/dev/null
 	@LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest -p no:cacheprovider -q \
 	  -k 'not compile and not opcheck' $(PYTEST_ARGS) $(KERNEL_TESTS)
