@@ -26,6 +26,7 @@ from fastsr.models import (
     load,
     save,
 )
+from fastsr.patch import AccelerateReport, accelerate
 
 ALKDN = ALKDNet
 
@@ -36,6 +37,7 @@ __all__ = [
     "MLRN",
     "RLFN",
     "ALKDNet",
+    "AccelerateReport",
     "BackendError",
     "CheckpointError",
     "Complexity",
@@ -44,6 +46,7 @@ __all__ = [
     "InputError",
     "UnknownModelError",
     "__version__",
+    "accelerate",
     "backend",
     "can_run",
     "complexity",
