@@ -61,7 +61,8 @@ class backend:  # lower case: it is used like torch.no_grad
     def __init__(self, name: str) -> None:
         global _forced
         if name not in CHOICES:
-            raise InputError(f"no backend is called {name!r}; accepted are {', '.join(CHOICES)}")
+            source = "FASTSR_BACKEND" if name == _forced else "the backend"
+            raise InputError(f"{source} is {name!r}; accepted are {', '.join(CHOICES)}")
         self._previous = _forced
         _forced = name
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FastsrError as error:
         print(f"fastsr: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 0
     except KeyboardInterrupt:
         print("fastsr: interrupted", file=sys.stderr)
         return 130
@@ -132,7 +136,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--dtype", choices=sorted(_DTYPES), default="fp32", help="(default: fp32)")
     precision.add_argument("--fp32", dest="dtype", action="store_const", const="fp32", help="like --dtype fp32")
-    parser.add_argument("--backend", choices=_BACKENDS, default="auto", help="which kernels (default: auto)")
+    parser.add_argument("--backend", choices=_BACKENDS, help="which kernels (default: FASTSR_BACKEND, or auto)")
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
@@ -141,7 +145,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
     import fastsr
     from fastsr.upscale import upscale_path
 
-    with fastsr.backend(arguments.backend), logging_redirect_tqdm():
+    with fastsr.backend(arguments.backend or fastsr.current_backend()), logging_redirect_tqdm():
         net = _load(arguments)
         if arguments.scale not in (None, net.scale):
             raise InputError(
@@ -173,7 +177,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     import fastsr
     from fastsr.evaluate import evaluate
 
-    with fastsr.backend(arguments.backend):
+    with fastsr.backend(arguments.backend or fastsr.current_backend()):
         result = evaluate(_load(arguments), arguments.hr, lr_dir=arguments.lr)
     if arguments.json == "-":
         print(json.dumps(result.as_dict(), indent=2))

@@ -192,8 +192,12 @@ def upscale_path(
             output.parent.mkdir(parents=True, exist_ok=True)
             write_image(output, image)
             report.written.append(output)
-        except (ImageError, InputError, OSError, MemoryError) as error:
-            report.failed[path] = str(error) or "the image does not fit in memory"
+        except (ImageError, InputError) as error:
+            report.failed[path] = str(error)
+        except OSError as error:
+            report.failed[path] = f"{output} cannot be written ({error.strerror or error}); choose another output"
+        except MemoryError:
+            report.failed[path] = "the image does not fit in memory; pass --tile"
     return report
 
 

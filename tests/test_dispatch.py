@@ -38,7 +38,7 @@ def test_context_manager_restores_and_call_stays() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(fastsr.InputError, match="'cudnn'; accepted are auto, cuda, triton, cpu, reference"):
+    with pytest.raises(fastsr.InputError, match="the backend is .cudnn.; accepted are auto, cuda, triton"):
         fastsr.backend("cudnn")
     assert fastsr.current_backend() == "auto"
 
@@ -83,6 +83,15 @@ def test_environment_forces_the_backend() -> None:
         FASTSR_BACKEND="cudnn",
     )
     assert "FASTSR_BACKEND is 'cudnn'; accepted are auto, cuda" in wrong.stderr
+
+
+def test_environment_reaches_the_command_line() -> None:
+    code = "import sys; from fastsr.cli import main; sys.exit(main(['upscale', '-i', 'x', '-o', 'y', '--model', 'z']))"
+    done = run_python(code, FASTSR_BACKEND="cudnn")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "fastsr: error: FASTSR_BACKEND is 'cudnn'; accepted are auto, cuda, triton, cpu, reference"
+    )
 
 
 def test_environment_limits_the_instruction_set(cpu_kernels: None) -> None:
