@@ -38,7 +38,7 @@ def test_context_manager_restores_and_call_stays() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(fastsr.InputError, match="the backend is .cudnn.; accepted are auto, cuda, triton"):
+    with pytest.raises(fastsr.InputError, match=r"the backend is 'cudnn'; accepted are auto, cuda, triton"):
         fastsr.backend("cudnn")
     assert fastsr.current_backend() == "auto"
 
