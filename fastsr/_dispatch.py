@@ -31,6 +31,7 @@ OPERATORS = (
     "conv_mix",
     "esa",
     "pixel_norm",
+    "pointwise",
     "upsample",
 )
 BACKENDS = ("cuda", "triton", "cpu", "reference")

@@ -35,7 +35,7 @@ class _BlueprintNet(SuperResolutionNet):
         for i in range(self.num_block):
             y = getattr(self, f"B{i + 1}")(y)
             outputs.append(y)
-        fused = self.c2(nn.functional.gelu(self.c1(cat(outputs, 1))))
+        fused = self.c2(ops.pointwise(outputs, self.c1.weight, conv_bias(self.c1), activation="gelu"))
         return fused + shallow if feature_residual else fused
 
 

@@ -7,6 +7,7 @@ from fastsr.ops.conv3x3_gelu import conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa
 from fastsr.ops.pixel_norm import pixel_norm
+from fastsr.ops.pointwise import pointwise
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -22,5 +23,6 @@ __all__ = [
     "conv_mix",
     "esa",
     "pixel_norm",
+    "pointwise",
     "upsample",
 ]
