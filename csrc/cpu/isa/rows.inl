@@ -2,6 +2,8 @@
 // conversions. A tile of M pixels times V vectors of output channels stays in registers for all k; M and V are
 // chosen so that the accumulators nearly fill the registers (gemm.inl). The last tile of a row overlaps its
 // neighbour instead of being narrower; only rows narrower than a tile go pixel by pixel.
+#pragma once
+
 #include "gemm.inl"
 
 namespace fastsr::cpu {
