@@ -52,7 +52,7 @@ def case(
             size = (f, f, 1, 1)
         else:
             size = (f, f, 3, 3)
-        weights.append(weight(*size, seed=i, gain=1.5 if name.endswith("weight") else 0.3, dtype=dtype))
+        weights.append(weight(*size, seed=i, gain=1.0 if name.endswith("weight") else 0.3, dtype=dtype))
     return [feature_map(shape, layout, dtype), *weights]
 
 
