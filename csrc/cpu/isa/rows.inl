@@ -44,52 +44,105 @@ FASTSR_INLINE void with_activation(int64_t activation, Body&& body) {
   }
 }
 
-template <int M, int V>
-__attribute__((noinline)) void row_gemm_tile(const RowGemm& a, int64_t pixel, int64_t column) {
-  vf acc[M][V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    const vf b = a.bias ? load(a.bias + column + v * kLanes) : vf{};
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) acc[m][v] = b;
-  }
-  const float* w = a.weight + column;
-  for (int64_t s = 0; s < a.segment_count; ++s) {
+// At most this many terms are added up in registers before they join the rest of the sum: it bounds the rounding error
+// of long sums, and a chunk's weights (16 KB) stay in the first-level cache while a block of tiles passes.
+constexpr int64_t kChunk = 64;
+constexpr int64_t kBlockTiles = 8;
+
+// A part of a RowGemm's sum: rows of the weight from some segments.
+struct RowChunk {
+  RowSegment segments[4];
+  int64_t count, k;
+};
+
+// Cuts the next chunk; `s` and `offset` say where the last one ended.
+FASTSR_INLINE RowChunk next_chunk(const RowGemm& a, int64_t& s, int64_t& offset) {
+  RowChunk chunk{};
+  while (s < a.segment_count && chunk.count < 4) {
     const RowSegment& segment = a.segments[s];
+    const int64_t parts = (segment.k + kChunk - 1) / kChunk,
+                  part = (segment.k + parts - 1) / std::max<int64_t>(1, parts);
+    const int64_t k = std::min(part, segment.k - offset);
+    if (chunk.count > 0 && chunk.k + k > kChunk) break;
+    chunk.segments[chunk.count++] = {segment.x + offset, segment.stride, k};
+    chunk.k += k;
+    offset += k;
+    if (offset == segment.k) {
+      ++s;
+      offset = 0;
+    }
+  }
+  return chunk;
+}
+
+// Adds a chunk's sum to partial[M][V], if there is one, or else to the bias; leaves it in partial unless it is the
+// last.
+template <int M, int V>
+__attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& chunk, const float* w, int64_t pixel,
+                                             int64_t column, float* partial, bool first, bool last) {
+  vf acc[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[m][v] = vf{};
+  for (int64_t s = 0; s < chunk.count; ++s) {
+    const RowSegment& segment = chunk.segments[s];
     gemm_tile<M, V>(segment.x + pixel * segment.stride, segment.stride, segment.k, w, a.columns, acc);
     w += segment.k * a.columns;
   }
+  if (!first) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[m][v] += load(partial + (m * V + v) * kLanes);
+  } else if (a.bias) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const vf b = load(a.bias + column + v * kLanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) acc[m][v] += b;
+    }
+  }
   float* y = a.y + pixel * a.y_stride + column;
   const int64_t left = a.channels - column;
-  if (a.activation == 0 && left >= V * kLanes) {
+  if (last && a.activation == 0 && left >= V * kLanes) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) store(y + m * a.y_stride + v * kLanes, acc[m][v]);
     return;
   }
-  // The activation's tables need the registers that hold the tile: hand it over through L1.
-  alignas(64) float tile[M * V * kLanes];
+  // Also for the activation: its tables need the registers that hold the tile.
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(tile + (m * V + v) * kLanes, acc[m][v]);
+    for (int v = 0; v < V; ++v) store(partial + (m * V + v) * kLanes, acc[m][v]);
+  if (!last) return;
   with_activation(a.activation, [&](auto activation) {
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < V; ++v)
-        store_first(y + m * a.y_stride + v * kLanes, activate<activation.value>(load(tile + (m * V + v) * kLanes)),
+        store_first(y + m * a.y_stride + v * kLanes, activate<activation.value>(load(partial + (m * V + v) * kLanes)),
                     left - v * kLanes);
   });
 }
 
-template <int V>
+template <int M, int V>
 void row_gemm_columns(const RowGemm& a, int64_t column) {
-  constexpr int M = tile_pixels<V>();
-  if (a.pixels < M) {
-    for (int64_t p = 0; p < a.pixels; ++p) row_gemm_tile<1, V>(a, p, column);
-    return;
+  constexpr int64_t kTile = M * V * kLanes;
+  alignas(64) float partial[kBlockTiles * kTile];
+  const int64_t tiles = (a.pixels + M - 1) / M;
+  for (int64_t block = 0; block < tiles; block += kBlockTiles) {
+    const int64_t end = std::min(tiles, block + kBlockTiles);
+    const float* w = a.weight + column;
+    int64_t s = 0, offset = 0;
+    for (bool first = true; first || s < a.segment_count; first = false) {
+      const RowChunk chunk = next_chunk(a, s, offset);
+      for (int64_t t = block; t < end; ++t)
+        row_gemm_tile<M, V>(a, chunk, w, std::min(t * M, a.pixels - M), column, partial + (t - block) * kTile, first,
+                            s == a.segment_count);
+      w += chunk.k * a.columns;
+    }
   }
-  for (int64_t p = 0; p < a.pixels; p += M) row_gemm_tile<M, V>(a, std::min(p, a.pixels - M), column);
 }
 
 // Calls body(column, constant V) for blocks of V vectors that cover `columns`.
@@ -108,7 +161,12 @@ FASTSR_INLINE void over_columns(int64_t columns, Body&& body) {
 
 void row_gemm(const RowGemm& a) {
   over_columns(a.columns, [&](int64_t column, auto v) {
-    if (column < a.channels) row_gemm_columns<v.value>(a, column);
+    constexpr int V = v.value, M = tile_pixels<V>();
+    if (column >= a.channels) return;
+    if (a.pixels < M)
+      row_gemm_columns<1, V>(a, column);
+    else
+      row_gemm_columns<M, V>(a, column);
   });
 }
 
