@@ -109,9 +109,7 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
     return y.contiguous() if x.is_contiguous() else y
 
 
-def pointwise(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none"
-) -> Tensor:
+def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
     """act(conv1x1(cat(inputs, 1))): a 1x1 convolution of several maps as if they were concatenated."""
     x = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), 1)
     return activate(F.conv2d(x, weight, bias), activation)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, results, weight
 from torch import Tensor
 
 import fastsr
 from fastsr import ops
-from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, results, weight
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, weight
 from torch import Tensor
 
 import fastsr
 from fastsr import ops
-from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, weight
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 

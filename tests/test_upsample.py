@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, results, weight
 from torch import Tensor
 
 import fastsr
 from fastsr import ops
 from fastsr.reference import Residual
-from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, results, weight
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 

@@ -114,8 +114,7 @@ class ALKDNet(_BlueprintNet):
         self.feature_residual = feature_residual
         self.anchor_residual = anchor_residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return ops.upsample(
             self._features(x, self.feature_residual),
             self.c_up.weight,
@@ -181,6 +180,5 @@ class BSRN(_BlueprintNet):
         self.c2 = BSConvU(num_feat, num_feat)
         self.upsampler = _OneStepUp(num_feat, num_out_ch, scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return self.upsampler(self._features(x, feature_residual=True))

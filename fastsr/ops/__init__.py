@@ -1,5 +1,6 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
+from fastsr.ops._define import output_format
 from fastsr.ops.alk_conv import alk_conv, alk_stage
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.cca_norm import cca_norm
@@ -22,6 +23,7 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "output_format",
     "pixel_norm",
     "pointwise",
     "upsample",

@@ -44,9 +44,7 @@ def _fake(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
     return empty_map(x, x.shape[1])
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: int
-) -> tuple[Tensor, list[Tensor]]:
+def _fake_backward(grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: int) -> tuple[Tensor, list[Tensor]]:
     return empty_map(x, x.shape[1]), [w.new_empty(w.shape) for w in weights]
 
 

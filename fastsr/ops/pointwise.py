@@ -49,9 +49,7 @@ define(
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 
 
-def pointwise(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none"
-) -> Tensor:
+def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
     """act(conv1x1(cat(inputs, 1))), read from the maps themselves: nothing is concatenated.
 
     Args:
