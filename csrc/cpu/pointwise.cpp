@@ -11,7 +11,7 @@ namespace fastsr::cpu {
 namespace {
 
 constexpr const char* kOp = "pointwise";
-constexpr int64_t kStrip = 96;
+constexpr int64_t kStrip = 48;  // pixels whose maps and gradients fit the first-level cache together
 
 struct Shape {
   int64_t n, h, w, in_channels, out_channels;

@@ -143,8 +143,8 @@ class Sections {
   float* next_;
 };
 
-// Bands of about 2048 pixels: small enough to even out the threads, large enough to hand out cheaply.
-inline int64_t rows_per_band(int64_t width) { return std::max<int64_t>(1, 2048 / std::max<int64_t>(1, width)); }
+// Bands of about 512 pixels: small enough to even out the threads, large enough to hand out cheaply.
+inline int64_t rows_per_band(int64_t width) { return std::max<int64_t>(1, 512 / std::max<int64_t>(1, width)); }
 
 // Calls body(first, last) on torch's threads for bands of `rows` rows.
 template <class Body>

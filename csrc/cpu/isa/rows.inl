@@ -87,6 +87,10 @@ __attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& c
     for (int v = 0; v < V; ++v) acc[m][v] = vf{};
   for (int64_t s = 0; s < chunk.count; ++s) {
     const RowSegment& segment = chunk.segments[s];
+    // Broadcasts of single floats run too few cache lines ahead of themselves: fetch the next tile's.
+    if constexpr (M > 1)
+      for (int m = M; m < 2 * M; ++m)
+        for (int64_t k = 0; k < segment.k; k += 16) __builtin_prefetch(segment.x + (pixel + m) * segment.stride + k);
     gemm_tile<M, V>(segment.x + pixel * segment.stride, segment.stride, segment.k, w, a.columns, acc);
     w += segment.k * a.columns;
   }
