@@ -104,17 +104,20 @@ class Image {
         rows_(taps(s.h, s.scale)),
         columns_(taps(s.w, s.scale)) {}
 
-  // The residual of output row `row`, pixels [w, w + pixels) of the LR image: [pixels * scale][K].
-  void residual(int64_t n, int64_t row, int64_t w, int64_t pixels, float* y) const {
+  // Floats that `residual` needs for a strip: the result [pixels * scale][K] and a blended row behind it.
+  int64_t scratch(int64_t pixels) const { return (Sections::padded(pixels * s_.scale) + pixels + 2) * s_.k; }
+  // The residual of output row `row`, pixels [w, w + pixels) of the LR image; null if there is none. The rows of a
+  // block have the same anchor, so only its first row computes it.
+  const float* residual(int64_t n, int64_t row, int64_t w, int64_t pixels, float* y) const {
+    if (s_.residual == Residual::kNone) return nullptr;
     if (s_.residual == Residual::kBilinear) {
       const BilinearTap& tap = rows_[row];
-      kernels().upsample.enlarge(at(n, tap.i), at(n, tap.j), tap, columns_.data() + w * s_.scale, y, pixels * s_.scale,
-                                 s_.k);
-      return;
+      kernels().upsample.enlarge(at(n, tap.i), at(n, tap.j), tap, columns_.data() + w * s_.scale,
+                                 y + Sections::padded(pixels * s_.scale) * s_.k, y, pixels * s_.scale, s_.k);
+    } else if (row % s_.scale == 0) {
+      kernels().upsample.repeat(at(n, row / s_.scale) + w * s_.k, y, pixels, s_.scale, s_.k);
     }
-    const float* lr = at(n, row / s_.scale) + w * s_.k;
-    for (int64_t p = 0; p < pixels; ++p, lr += s_.k)
-      for (int64_t j = 0; j < s_.scale; ++j, y += s_.k) std::copy_n(lr, s_.k, y);
+    return y;
   }
 
  private:
@@ -145,9 +148,9 @@ Tensor upsample(const Tensor& x, const Tensor& weight, const Tensor& bias, const
   parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
     const int64_t strip = kStrip * scale;
     Sections sections(thread_scratch<float, Scratch>(Window::scratch(s, s.c) + kStrip * columns +
-                                                     Sections::padded(strip * s.k) + y.scratch(strip)));
+                                                     Sections::padded(image.scratch(kStrip)) + y.scratch(strip)));
     Window window(s, s.c, sections.take(Window::scratch(s, s.c)), fill);
-    float *product = sections.take(kStrip * columns), *extra = sections.take(strip * s.k);
+    float *product = sections.take(kStrip * columns), *extra = sections.take(image.scratch(kStrip));
     float* spare = sections.take(y.scratch(strip));
     for (int64_t at = first; at < last; ++at)
       over_strips(s.w, kStrip, [&](int64_t p, int64_t pixels) {
@@ -156,12 +159,10 @@ Tensor upsample(const Tensor& x, const Tensor& weight, const Tensor& bias, const
         kernels().rows.gemm({segments.data(), 3, pixels, w.get(), columns, b.get(), 0, product, columns, columns});
         for (int64_t i = 0; i < scale; ++i) {
           const int64_t row = h * scale + i;
-          if (s.residual != Residual::kNone) image.residual(n, row, p, pixels, extra);
+          const float* added = image.residual(n, row, p, pixels, extra);
           int64_t stride;
           float* out = y.target(n, row, p * scale, spare, stride);
-          kernels().upsample.shuffle({product + i * scale * s.k, columns,
-                                      s.residual == Residual::kNone ? nullptr : extra, out, stride, pixels, scale,
-                                      s.k});
+          kernels().upsample.shuffle({product + i * scale * s.k, columns, added, out, stride, pixels, scale, s.k});
           y.write(n, row, p * scale, pixels * scale, out, stride);
         }
       });
