@@ -31,6 +31,7 @@ OPERATORS = (
     "conv_mix",
     "esa",
     "pixel_norm",
+    "pointwise",
     "upsample",
 )
 BACKENDS = ("cuda", "triton", "cpu", "reference")
@@ -100,7 +101,7 @@ def can_run(op: str, name: str, x: Tensor) -> str | None:
     return check(x)
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
     """Exports must consist of standard operators, so they always take the reference path."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
@@ -131,7 +132,7 @@ def select(op: str, x: Tensor) -> str:
         BackendError: a backend is forced and cannot run this.
         InputError: FASTSR_BACKEND names no backend.
     """
-    if _exporting():
+    if exporting():
         return "reference"
     if _forced != "auto":
         return _select_forced(op, x)

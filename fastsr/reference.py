@@ -11,6 +11,7 @@ BSRN, Li et al., CVPRW 2022, pp. 833-843; RLFN, Kong et al., CVPRW 2022, pp. 766
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -106,6 +107,12 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
     y = y.to(x.dtype).permute(0, 3, 1, 2)
     # layer_norm writes channels last; give an NCHW caller NCHW back, as every other operator does.
     return y.contiguous() if x.is_contiguous() else y
+
+
+def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
+    """act(conv1x1(cat(inputs, 1))): a 1x1 convolution of several maps as if they were concatenated."""
+    x = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), 1)
+    return activate(F.conv2d(x, weight, bias), activation)
 
 
 def bsconv(

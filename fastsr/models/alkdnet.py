@@ -35,7 +35,7 @@ class _BlueprintNet(SuperResolutionNet):
         for i in range(self.num_block):
             y = getattr(self, f"B{i + 1}")(y)
             outputs.append(y)
-        fused = self.c2(nn.functional.gelu(self.c1(cat(outputs, 1))))
+        fused = self.c2(ops.pointwise(outputs, self.c1.weight, conv_bias(self.c1), activation="gelu"))
         return fused + shallow if feature_residual else fused
 
 
@@ -114,8 +114,7 @@ class ALKDNet(_BlueprintNet):
         self.feature_residual = feature_residual
         self.anchor_residual = anchor_residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return ops.upsample(
             self._features(x, self.feature_residual),
             self.c_up.weight,
@@ -181,6 +180,5 @@ class BSRN(_BlueprintNet):
         self.c2 = BSConvU(num_feat, num_feat)
         self.upsampler = _OneStepUp(num_feat, num_out_ch, scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return self.upsampler(self._features(x, feature_residual=True))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fastsr._dispatch import exporting
 from fastsr.errors import InputError
+from fastsr.ops import output_format
 
 SCALES = (1, 2, 3, 4, 5, 6, 8)
 
@@ -24,6 +27,9 @@ def resolve_scale(scale: int | None, upscale: int | None) -> int:
 
 class SuperResolutionNet(nn.Module):
     """Base of the networks: [N, C, H, W] in `0..input_range` to [N, C, H * scale, W * scale], not clamped.
+
+    Feature maps are channels last inside, which is the kernels' layout: only the image is converted, and the result is
+    in the image's layout.
 
     Attributes:
         architecture: the registry name, for example "alkdnet".
@@ -45,6 +51,17 @@ class SuperResolutionNet(nn.Module):
         self.input_range = float(input_range)
         self.min_size = 1
         self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_image(x)
+        if exporting():  # an exported graph leaves layouts to whatever runs it
+            return self.enlarge(x)
+        y = self.enlarge(x.contiguous(memory_format=torch.channels_last))
+        return y.contiguous(memory_format=output_format(x))
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """The network itself, on a checked image in any layout."""
+        raise NotImplementedError
 
     def check_image(self, x: Tensor) -> None:
         """Raise InputError unless `x` is an image this network can take."""

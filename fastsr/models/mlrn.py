@@ -89,8 +89,7 @@ class MLRN(_ResidualNet):
         self._build_frame(num_feat, num_out_ch, blocks)
         self.bilinear = bilinear
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return self.upsampler(self._features(x), x, "bilinear" if self.bilinear else "none")
 
 
@@ -139,6 +138,5 @@ class RLFN(_ResidualNet):
         super().__init__(scale, num_in_ch, input_range, config)
         self._build_frame(num_feat, num_out_ch, [RLFB(num_feat, mid_channels, esa_channels) for _ in range(num_block)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_image(x)
+    def enlarge(self, x: Tensor) -> Tensor:
         return self.upsampler(self._features(x))

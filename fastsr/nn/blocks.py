@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from fastsr import ops
 from fastsr.nn.attention import CCA, BlueprintESA, PlainESA
@@ -34,7 +34,7 @@ class _DistillationBlock(nn.Module):
         d2, r2 = self.c2_r.stage(r1, self.c2_d)
         d3, r3 = self.c3_r.stage(r2, self.c3_d)
         r4 = self.c4(r3, activation="gelu")
-        y = self.esa(self.c5(cat((d1, d2, d3, r4), 1)))
+        y = self.esa(ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5)))
         return self.cca(y, x, self.pixel_norm)
 
 
@@ -87,7 +87,7 @@ class RLFB(nn.Module):
         y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation="leaky_relu")
         y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation="leaky_relu")
         y = ops.conv3x3_gelu(y, self.c3_r.weight, conv_bias(self.c3_r), activation="leaky_relu", shortcut=x)
-        return self.esa(self.c5(y))
+        return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
 
 
 class MLRB(nn.Module):
@@ -122,7 +122,7 @@ class MLRB(nn.Module):
         y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation=self.activation)
         if self.pwc is None:
             y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x)
-            return self.esa(self.c5(y))
+            return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
         y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation)
         y = ops.conv_mix(
             y,

@@ -69,7 +69,8 @@ class BSConvU(nn.Module):
 
     def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x) (BSRN, section 3.3)."""
-        return nn.functional.gelu(distil(x)), self(x, shortcut=x, activation="gelu")
+        distilled = ops.pointwise((x,), distil.weight, conv_bias(distil), activation="gelu")
+        return distilled, self(x, shortcut=x, activation="gelu")
 
 
 class ALKConv(nn.Module):

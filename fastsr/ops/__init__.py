@@ -1,5 +1,6 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
+from fastsr.ops._define import output_format
 from fastsr.ops.alk_conv import alk_conv, alk_stage
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.cca_norm import cca_norm
@@ -7,6 +8,7 @@ from fastsr.ops.conv3x3_gelu import conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa
 from fastsr.ops.pixel_norm import pixel_norm
+from fastsr.ops.pointwise import pointwise
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -21,6 +23,8 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "output_format",
     "pixel_norm",
+    "pointwise",
     "upsample",
 ]

@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
+
+_TENSORS = 8  # x, shortcut, four of the attention, two of the norm
+
+
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_map(x, x.shape[1]), x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float64)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    statistics: Tensor,
+    du0_weight: Tensor,
+    du0_bias: Tensor,
+    du2_weight: Tensor,
+    du2_bias: Tensor,
+    norm_weight: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    norm = du2_bias if norm_weight is None else norm_weight
+    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm, norm)
+    return (empty_map(x, x.shape[1]), *(p.new_empty(p.shape) for p in parameters))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, *parameters = inputs[:_TENSORS]
+    ctx.save_for_backward(x, output[1], *parameters[:5])
+    ctx.eps = inputs[_TENSORS]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.fastsr.cca_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
+    norm: tuple[Tensor | None, ...] = gradients[5:] if ctx.saved_tensors[-1] is not None else (None, None)
+    return (gradients[0], grad, *gradients[1:5], *norm, None)
+
+
+define(
+    "cca_norm",
+    "(Tensor x, Tensor shortcut, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, "
+    "Tensor? norm_weight, Tensor? norm_bias, float eps) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor statistics, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, "
+    "Tensor du2_bias, Tensor? norm_weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("cca_norm", (torch.float32, torch.float16, torch.bfloat16))
 
 
 def cca_norm(
@@ -55,5 +108,8 @@ def cca_norm(
     if norm_weight is not None and norm_bias is not None:
         _checks.weight("cca_norm", x, norm_weight, "norm_weight", (c,))
         _checks.weight("cca_norm", x, norm_bias, "norm_bias", (c,))
-    select("cca_norm", x)
-    return reference.cca_norm(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps=eps)
+    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
+    mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
+    if mixed or select("cca_norm", x) == "reference":
+        return reference.cca_norm(x, shortcut, *parameters, eps=eps)
+    return torch.ops.fastsr.cca_norm(x, shortcut, *parameters, eps)[0]

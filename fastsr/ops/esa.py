@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
@@ -34,6 +38,36 @@ def _check_weights(x: Tensor, weights: ESAWeights) -> None:
         else:
             shape = (f, f, 3, 3)
         _checks.weight("esa", x, value, name, shape)
+
+
+def _fake(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
+    return empty_map(x, x.shape[1])
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: int) -> tuple[Tensor, list[Tensor]]:
+    return empty_map(x, x.shape[1]), [w.new_empty(w.shape) for w in weights]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], int], output: Tensor) -> None:
+    x, weights, ctx.conv2_padding = inputs
+    ctx.save_for_backward(x, *weights)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
+    x, *weights = ctx.saved_tensors
+    return (*torch.ops.fastsr.esa_backward(grad, x, weights, ctx.conv2_padding), None)
+
+
+define(
+    "esa",
+    "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 
 
 def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
@@ -63,5 +97,6 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
     least = esa_min_size(conv2_padding)
     if x.shape[2] < least or x.shape[3] < least:
         raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
-    select("esa", x)
-    return reference.esa(x, weights, conv2_padding=conv2_padding)
+    if select("esa", x) == "reference":
+        return reference.esa(x, weights, conv2_padding=conv2_padding)
+    return torch.ops.fastsr.esa(x, list(weights), conv2_padding)

@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
 from fastsr.reference import Residual
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, lr: Tensor | None, scale: int, residual: int) -> Tensor:
+    return empty_map(x, weight.shape[0] // (scale * scale), x.shape[2] * scale, x.shape[3] * scale)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lr: Tensor | None,
+    scale: int,
+    residual: int,
+    lr_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = lr is not None and lr_gradient and residual != 0
+    d_lr = empty_map(lr, lr.shape[1]) if wanted and lr is not None else x.new_empty((0,))
+    return empty_map(x, x.shape[1]), weight.new_empty(weight.shape), bias.new_empty(bias.shape), d_lr
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, lr, ctx.scale, ctx.residual = inputs
+    ctx.save_for_backward(x, weight, bias, lr)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[3] and ctx.residual != 0
+    *gradients, d_lr = torch.ops.fastsr.upsample_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.residual, wanted)
+    return (*gradients, d_lr if wanted else None, None, None)
+
+
+define(
+    "upsample",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual, bool lr_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("upsample", (torch.float32, torch.float16, torch.bfloat16))
 
 
 def upsample(
@@ -52,5 +99,8 @@ def upsample(
         _checks.feature_map("upsample", lr, "lr")
         if tuple(lr.shape) != want:
             raise InputError(f"upsample: lr has shape {tuple(lr.shape)}; pass {want}")
-    select("upsample", x)
-    return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)
+    mixed = lr is not None and residual != "none" and lr.dtype != x.dtype  # the addition unites them
+    if mixed or select("upsample", x) == "reference":
+        return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)
+    image = None if residual == "none" else lr
+    return torch.ops.fastsr.upsample(x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))

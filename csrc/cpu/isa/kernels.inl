@@ -8,6 +8,7 @@
 #include "esa.inl"
 #include "pixel_norm.inl"
 #include "pointwise.inl"
+#include "rows.inl"
 #include "upsample.inl"
 
 namespace fastsr::cpu {
@@ -26,6 +27,7 @@ const KernelTable FASTSR_TABLE = {
     pixel_norm_kernels<Half>(),
     pixel_norm_kernels<BFloat16>(),
     pixel_norm_kernels<double>(),
+    row_kernels(),
 };
 
 }  // namespace fastsr::cpu

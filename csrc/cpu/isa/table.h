@@ -22,6 +22,7 @@
 #include "esa.h"
 #include "pixel_norm.h"
 #include "pointwise.h"
+#include "rows.h"
 #include "tables.h"
 #include "types.h"
 #include "upsample.h"
@@ -41,6 +42,7 @@ struct KernelTable {
   PixelNormKernels<Half> pixel_norm_f16;
   PixelNormKernels<BFloat16> pixel_norm_bf16;
   PixelNormKernels<double> pixel_norm_f64;
+  RowKernels rows;
 };
 
 extern const KernelTable table_portable;

@@ -1,0 +1,295 @@
+// fastsr::cca_norm and its backward on the CPU.
+//
+//   contrast_c = standard deviation + mean over H x W,  scale = sigmoid(du2 relu(du0 contrast + b0) + b2)
+//   y = norm(x * scale) + shortcut
+//
+// The forward reads x twice: for the moments, then for everything else in one pass. Moments are merged strip by strip
+// and range by range in a fixed order, in double. They are an output, so that the backward need not take them again:
+// it goes over the pixels once for the gradient of x with the moments held fixed and the sums over H x W that the
+// attention needs, and once more to add the gradient through the moments.
+#include "rows.h"
+
+namespace fastsr::cpu {
+namespace {
+
+constexpr const char* kOp = "cca_norm";
+constexpr int64_t kStrip = 64;     // pixels that stay in the first-level cache for two passes
+constexpr int64_t kMaxParts = 32;  // of all images; fixed, so that sums do not depend on the threads
+
+struct Shape {
+  int64_t n, c, h, w, squeezed;
+  // Ranges of rows that each image is divided into.
+  int64_t parts() const { return std::max<int64_t>(1, std::min(h, kMaxParts / std::max<int64_t>(1, n))); }
+};
+
+struct Attention {
+  std::vector<float> w0, b0, w2, b2;
+
+  Attention(const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight, const Tensor& du2_bias)
+      : w0(to_floats(du0_weight)), b0(to_floats(du0_bias)), w2(to_floats(du2_weight)), b2(to_floats(du2_bias)) {}
+
+  // relu'(du0 contrast + b0) folded into the value: 0 where it does not pass.
+  std::vector<double> hidden(const std::vector<double>& contrast) const {
+    std::vector<double> out(b0.size());
+    for (size_t r = 0; r < out.size(); ++r) {
+      double sum = b0[r];
+      for (size_t c = 0; c < contrast.size(); ++c) sum += w0[r * contrast.size() + c] * contrast[c];
+      out[r] = sum < 0.0 ? 0.0 : sum;  // NaN stays
+    }
+    return out;
+  }
+  std::vector<float> scale(const std::vector<double>& hidden) const {
+    std::vector<float> out(b2.size());
+    for (size_t c = 0; c < out.size(); ++c) {
+      double sum = b2[c];
+      for (size_t r = 0; r < hidden.size(); ++r) sum += w2[c * hidden.size() + r] * hidden[r];
+      out[c] = static_cast<float>(1.0 / (1.0 + std::exp(-sum)));
+    }
+    return out;
+  }
+};
+
+Shape check(const Tensor& x, const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight,
+            const Tensor& du2_bias, const std::optional<Tensor>& norm_weight) {
+  check_feature_map(kOp, x, "x");
+  Shape s{x.size(0), x.size(1), x.size(2), x.size(3), 0};
+  STD_TORCH_CHECK(du0_weight.dim() == 4, kOp, ": du0_weight has ", du0_weight.dim(), " dimensions; pass 4");
+  s.squeezed = du0_weight.size(0);
+  check_weight(kOp, du0_weight, {s.squeezed, s.c, 1, 1}, "du0_weight");
+  check_vector(kOp, du0_bias, s.squeezed, "du0_bias");
+  check_weight(kOp, du2_weight, {s.c, s.squeezed, 1, 1}, "du2_weight");
+  check_vector(kOp, du2_bias, s.c, "du2_bias");
+  if (norm_weight) check_vector(kOp, *norm_weight, s.c, "norm_weight");
+  return s;
+}
+
+// Calls body(n, part, first row, last row) for every range of every image.
+template <class Body>
+void over_parts(const Shape& s, Body&& body) {
+  const int64_t parts = s.parts();
+  parallel_bands(s.n * parts, [&](int64_t i) {
+    const int64_t part = i % parts;
+    body(i / parts, part, s.h * part / parts, s.h * (part + 1) / parts);
+  });
+}
+
+// Mean and variance per image and channel: [N][2][C].
+std::vector<double> moments(const Shape& s, const MapReader& x) {
+  const int64_t parts = s.parts();
+  std::vector<double> partial(s.n * parts * 2 * s.c, 0.0);
+  std::vector<double> count(s.n * parts, 0.0);
+  struct Scratch;
+  over_parts(s, [&](int64_t n, int64_t part, int64_t first, int64_t last) {
+    double* at = partial.data() + (n * parts + part) * 2 * s.c;
+    ChannelMoments m{0.0, at, at + s.c};
+    float* memory = thread_scratch<float, Scratch>(x.scratch(kStrip));
+    for (int64_t h = first; h < last; ++h)
+      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+        const FloatRow row = x.row(n, h, w, pixels, memory);
+        kernels().cca_norm.moments(row.data, row.stride, pixels, s.c, m);
+      });
+    count[n * parts + part] = m.count;
+  });
+  std::vector<double> result(s.n * 2 * s.c, 0.0);
+  for (int64_t n = 0; n < s.n; ++n) {
+    double *mean = result.data() + n * 2 * s.c, *squares = mean + s.c, total = 0.0;
+    for (int64_t part = 0; part < parts; ++part) {
+      const double more = count[n * parts + part];
+      if (more == 0.0) continue;
+      const double *m = partial.data() + (n * parts + part) * 2 * s.c, *q = m + s.c;
+      const double share = more / (total + more);
+      for (int64_t c = 0; c < s.c; ++c) {
+        const double delta = m[c] - mean[c];
+        mean[c] += delta * share;
+        squares[c] += q[c] + delta * delta * total * share;
+      }
+      total += more;
+    }
+    for (int64_t c = 0; c < s.c; ++c) squares[c] /= total;
+  }
+  return result;
+}
+
+std::vector<double> contrast_of(const double* moments, int64_t channels) {
+  std::vector<double> out(channels);
+  for (int64_t c = 0; c < channels; ++c) out[c] = moments[c] + std::sqrt(moments[channels + c]);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight,
+                                    const Tensor& du0_bias, const Tensor& du2_weight, const Tensor& du2_bias,
+                                    const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                                    double eps) {
+  const Shape s = check(x, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight);
+  check_same_shape(kOp, x, shortcut, "shortcut");
+  check_same_dtype(kOp, x, shortcut, "shortcut");
+  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value(), kOp,
+                  ": only one of norm_weight and norm_bias is given; pass both or neither");
+  if (norm_bias) check_vector(kOp, *norm_bias, s.c, "norm_bias");
+  const MapReader x_map(kOp, x), shortcut_map(kOp, shortcut);
+  MapWriter y(kOp, x, {s.n, s.c, s.h, s.w});
+  Tensor statistics = torch::stable::new_empty(x, {s.n, 2, s.c}, ScalarType::Double);
+  if (x.numel() == 0) {
+    torch::stable::zero_(statistics);
+    return {y.finish(), statistics};
+  }
+  const std::vector<double> m = moments(s, x_map);
+  std::copy(m.begin(), m.end(), static_cast<double*>(statistics.mutable_data_ptr()));
+  const Attention attention(du0_weight, du0_bias, du2_weight, du2_bias);
+  std::vector<std::vector<float>> scales;
+  for (int64_t n = 0; n < s.n; ++n)
+    scales.push_back(attention.scale(attention.hidden(contrast_of(m.data() + n * 2 * s.c, s.c))));
+  const std::vector<float> weight = norm_weight ? to_floats(*norm_weight) : std::vector<float>();
+  const std::vector<float> bias = norm_bias ? to_floats(*norm_bias) : std::vector<float>();
+  struct Scratch;
+  parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
+    float* memory = thread_scratch<float, Scratch>(3 * x_map.scratch(kStrip));
+    for (int64_t i = first; i < last; ++i)
+      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+        const int64_t n = i / s.h, h = i % s.h;
+        Sections sections(memory);
+        const FloatRow row = x_map.row(n, h, w, pixels, sections.take(x_map.scratch(kStrip)));
+        const FloatRow other = shortcut_map.row(n, h, w, pixels, sections.take(x_map.scratch(kStrip)));
+        int64_t stride;
+        float* out = y.target(n, h, w, sections.take(x_map.scratch(kStrip)), stride);
+        kernels().cca_norm.forward({row.data, row.stride, other.data, other.stride, out, stride, pixels, s.c,
+                                    scales[n].data(), norm_weight ? weight.data() : nullptr, bias.data(),
+                                    static_cast<float>(eps)});
+        y.write(n, h, w, pixels, out, stride);
+      });
+  });
+  return {y.finish(), statistics};
+}
+
+// What the attention passes on, for all images: gradients of its parameters, and of each x through its moments.
+struct AttentionGradient {
+  std::vector<double> w0, b0, w2, b2;
+  std::vector<std::vector<float>> constant, slope, mean;  // per image (isa/cca_norm.h, add_statistics)
+};
+
+AttentionGradient attention_backward(const Shape& s, const Attention& a, const double* moments,
+                                     const std::vector<double>& d_scale) {
+  AttentionGradient g{std::vector<double>(a.w0.size()),
+                      std::vector<double>(a.b0.size()),
+                      std::vector<double>(a.w2.size()),
+                      std::vector<double>(a.b2.size()),
+                      {},
+                      {},
+                      {}};
+  const double area = static_cast<double>(s.h) * static_cast<double>(s.w);
+  for (int64_t n = 0; n < s.n; ++n) {
+    const double *mean = moments + n * 2 * s.c, *variance = mean + s.c;
+    const std::vector<double> contrast = contrast_of(mean, s.c), hidden = a.hidden(contrast);
+    const std::vector<float> scale = a.scale(hidden);
+    std::vector<double> d_hidden(s.squeezed, 0.0);
+    for (int64_t c = 0; c < s.c; ++c) {
+      const double sigmoid = scale[c], dv = d_scale[n * s.c + c] * sigmoid * (1.0 - sigmoid);
+      g.b2[c] += dv;
+      for (int64_t r = 0; r < s.squeezed; ++r) {
+        g.w2[c * s.squeezed + r] += dv * hidden[r];
+        d_hidden[r] += dv * a.w2[c * s.squeezed + r];
+      }
+    }
+    std::vector<double> d_contrast(s.c, 0.0);
+    for (int64_t r = 0; r < s.squeezed; ++r) {
+      if (hidden[r] <= 0.0) continue;
+      g.b0[r] += d_hidden[r];
+      for (int64_t c = 0; c < s.c; ++c) {
+        g.w0[r * s.c + c] += d_hidden[r] * contrast[c];
+        d_contrast[c] += d_hidden[r] * a.w0[r * s.c + c];
+      }
+    }
+    std::vector<float> constant(s.c), slope(s.c), centre(s.c);
+    for (int64_t c = 0; c < s.c; ++c) {
+      constant[c] = static_cast<float>(d_contrast[c] / area);
+      slope[c] = variance[c] > 0.0 ? static_cast<float>(d_contrast[c] / (area * std::sqrt(variance[c]))) : 0.f;
+      centre[c] = static_cast<float>(mean[c]);
+    }
+    g.constant.push_back(std::move(constant));
+    g.slope.push_back(std::move(slope));
+    g.mean.push_back(std::move(centre));
+  }
+  return g;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& statistics, const Tensor& du0_weight, const Tensor& du0_bias,
+    const Tensor& du2_weight, const Tensor& du2_bias, const std::optional<Tensor>& norm_weight, double eps) {
+  const Shape s = check(x, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight);
+  check_same_shape(kOp, x, grad, "grad");
+  check_same_dtype(kOp, x, grad, "grad");
+  STD_TORCH_CHECK(statistics.scalar_type() == ScalarType::Double && statistics.dim() == 3 &&
+                      statistics.is_contiguous() && statistics.size(0) == s.n && statistics.size(1) == 2 &&
+                      statistics.size(2) == s.c,
+                  kOp, ": statistics are not those of the forward operator");
+  const MapReader x_map(kOp, x), grad_map(kOp, grad);
+  MapWriter dx(kOp, x, {s.n, s.c, s.h, s.w});
+  const Attention attention(du0_weight, du0_bias, du2_weight, du2_bias);
+  const double* m = static_cast<const double*>(statistics.const_data_ptr());
+  std::vector<std::vector<float>> scales;
+  for (int64_t n = 0; n < s.n; ++n)
+    scales.push_back(attention.scale(attention.hidden(contrast_of(m + n * 2 * s.c, s.c))));
+  const std::vector<float> weight = norm_weight ? to_floats(*norm_weight) : std::vector<float>();
+
+  struct Scratch;
+  const int64_t parts = s.parts(), strip = x_map.scratch(kStrip);
+  std::vector<float> partial(s.n * parts * 3 * s.c, 0.f);
+  over_parts(s, [&](int64_t n, int64_t part, int64_t first, int64_t last) {
+    float* memory = thread_scratch<float, Scratch>(3 * strip);
+    float* sums = partial.data() + (n * parts + part) * 3 * s.c;
+    for (int64_t h = first; h < last; ++h)
+      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+        Sections sections(memory);
+        const FloatRow xr = x_map.row(n, h, w, pixels, sections.take(strip));
+        const FloatRow gr = grad_map.row(n, h, w, pixels, sections.take(strip));
+        int64_t stride;
+        float* out = dx.target(n, h, w, sections.take(strip), stride);
+        kernels().cca_norm.backward({gr.data, gr.stride, xr.data, xr.stride, out, stride, pixels, s.c, scales[n].data(),
+                                     norm_weight ? weight.data() : nullptr, static_cast<float>(eps), sums, sums + s.c,
+                                     sums + 2 * s.c});
+        dx.write(n, h, w, pixels, out, stride);
+      });
+  });
+  std::vector<double> d_weight(s.c, 0.0), d_bias(s.c, 0.0), d_scale(s.n * s.c, 0.0);
+  for (int64_t i = 0; i < s.n * parts; ++i)
+    for (int64_t c = 0; c < s.c; ++c) {
+      const float* sums = partial.data() + i * 3 * s.c + c;
+      d_weight[c] += static_cast<double>(sums[0]);
+      d_bias[c] += static_cast<double>(sums[s.c]);
+      d_scale[i / parts * s.c + c] += static_cast<double>(sums[2 * s.c]);
+    }
+  const AttentionGradient g = attention_backward(s, attention, m, d_scale);
+
+  const MapReader dx_map(kOp, dx.nhwc());
+  parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
+    float* memory = thread_scratch<float, Scratch>(3 * strip);
+    for (int64_t i = first; i < last; ++i)
+      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+        const int64_t n = i / s.h, h = i % s.h;
+        Sections sections(memory);
+        const FloatRow xr = x_map.row(n, h, w, pixels, sections.take(strip));
+        int64_t stride;
+        float* out = dx.target(n, h, w, sections.take(strip), stride);
+        dx_map.row(n, h, w, pixels, out);
+        kernels().cca_norm.add_statistics(xr.data, xr.stride, out, stride, pixels, s.c, g.constant[n].data(),
+                                          g.slope[n].data(), g.mean[n].data());
+        dx.write(n, h, w, pixels, out, stride);
+      });
+  });
+  const auto from = [](const std::vector<double>& v) { return [&v](int64_t i) { return v[i]; }; };
+  return {dx.finish(),
+          parameter_gradient(du0_weight, from(g.w0)),
+          parameter_gradient(du0_bias, from(g.b0)),
+          parameter_gradient(du2_weight, from(g.w2)),
+          parameter_gradient(du2_bias, from(g.b2)),
+          parameter_gradient(norm_weight ? *norm_weight : du2_bias, from(d_weight)),
+          parameter_gradient(norm_weight ? *norm_weight : du2_bias, from(d_bias))};
+}
+
+}  // namespace
+}  // namespace fastsr::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
+  m.impl("cca_norm", TORCH_BOX(&fastsr::cpu::cca_norm));
+  m.impl("cca_norm_backward", TORCH_BOX(&fastsr::cpu::cca_norm_backward));
+}

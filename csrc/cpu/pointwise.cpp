@@ -1,0 +1,166 @@
+// fastsr::pointwise and its backward on the CPU: act(conv1x1(concatenation of several maps)) without concatenating.
+//
+//   pre = W x + b with x the maps' channels one after another,  y = act(pre)
+//   g = grad * act'(pre),  dx_i = W_i^T g,  dW = sum over pixels of g x^T,  db = sum over pixels of g
+//
+// Every map is a segment of the matrix product's inner loop (isa/rows.h). The backward recomputes pre, strip by strip
+// of a row, so that g and the maps' pixels are in the first-level cache for all three products.
+#include "rows.h"
+
+namespace fastsr::cpu {
+namespace {
+
+constexpr const char* kOp = "pointwise";
+constexpr int64_t kStrip = 48;  // pixels whose maps and gradients fit the first-level cache together
+
+struct Shape {
+  int64_t n, h, w, in_channels, out_channels;
+  int64_t rows() const { return n * h; }
+};
+
+Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, int64_t activation) {
+  STD_TORCH_CHECK(!inputs.empty(), kOp, ": no input; pass at least one map");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation is ", activation, "; pass 0, 1 or 2");
+  check_feature_map(kOp, inputs[0], "an input");
+  Shape s{inputs[0].size(0), inputs[0].size(2), inputs[0].size(3), 0, 0};
+  for (const Tensor& x : inputs) {
+    check_feature_map(kOp, x, "an input");
+    check_same_dtype(kOp, inputs[0], x, "an input");
+    STD_TORCH_CHECK(x.size(0) == s.n && x.size(2) == s.h && x.size(3) == s.w, kOp,
+                    ": inputs differ in batch, height or width; pass equal ones");
+    s.in_channels += x.size(1);
+  }
+  STD_TORCH_CHECK(weight.dim() == 4, kOp, ": weight has ", weight.dim(), " dimensions; pass 4");
+  s.out_channels = weight.size(0);
+  check_weight(kOp, weight, {s.out_channels, s.in_channels, 1, 1}, "weight");
+  return s;
+}
+
+std::vector<MapReader> readers(const std::vector<Tensor>& inputs) {
+  std::vector<MapReader> out;
+  for (const Tensor& x : inputs) out.emplace_back(kOp, x);
+  return out;
+}
+
+int64_t scratch_of(const std::vector<MapReader>& maps) {
+  int64_t size = 0;
+  for (const MapReader& map : maps) size += Sections::padded(map.scratch(kStrip));
+  return size;
+}
+
+// The strip's pixels of every map.
+void read(const std::vector<MapReader>& maps, int64_t n, int64_t h, int64_t w, int64_t pixels, Sections& memory,
+          std::vector<RowSegment>& segments) {
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const FloatRow row = maps[i].row(n, h, w, pixels, memory.take(maps[i].scratch(kStrip)));
+    segments[i] = {row.data, row.stride, maps[i].channels()};
+  }
+}
+
+Buffer<float> pack(const Tensor& weight, const Shape& s) {
+  const std::vector<float> w = to_floats(weight);
+  return pack_matrix(s.in_channels, s.out_channels, [&](int64_t c, int64_t k) { return w[k * s.in_channels + c]; });
+}
+
+struct ForwardScratch;
+struct BackwardScratch;
+
+Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias, int64_t activation) {
+  const Shape s = check(inputs, weight, activation);
+  check_vector(kOp, bias, s.out_channels, "bias");
+  MapWriter y(kOp, inputs[0], {s.n, s.out_channels, s.h, s.w});
+  const std::vector<MapReader> maps = readers(inputs);
+  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  const RowKernels& k = kernels().rows;
+  const int64_t columns = padded_channels(s.out_channels);
+  parallel_rows(s.rows(), s.w, [&](int64_t first, int64_t last) {
+    float* memory = thread_scratch<float, ForwardScratch>(scratch_of(maps) + kStrip * columns);
+    std::vector<RowSegment> segments(maps.size());
+    for (int64_t row = first; row < last; ++row)
+      over_strips(s.w, kStrip, [&](int64_t x, int64_t pixels) {
+        const int64_t n = row / s.h, h = row % s.h;
+        Sections sections(memory);
+        read(maps, n, h, x, pixels, sections, segments);
+        int64_t stride;
+        float* out = y.target(n, h, x, sections.take(kStrip * columns), stride);
+        k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w.get(), columns, b.get(), activation, out,
+                stride, s.out_channels});
+        y.write(n, h, x, pixels, out, stride);
+      });
+  });
+  return y.finish();
+}
+
+std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor& grad,
+                                                                   const std::vector<Tensor>& inputs,
+                                                                   const Tensor& weight, const Tensor& bias,
+                                                                   int64_t activation) {
+  const Shape s = check(inputs, weight, activation);
+  check_vector(kOp, bias, s.out_channels, "bias");
+  check_feature_map(kOp, grad, "grad");
+  check_same_dtype(kOp, inputs[0], grad, "grad");
+  STD_TORCH_CHECK(grad.size(0) == s.n && grad.size(1) == s.out_channels && grad.size(2) == s.h && grad.size(3) == s.w,
+                  kOp, ": grad has not the shape of the output");
+  const std::vector<MapReader> maps = readers(inputs);
+  const MapReader g_map(kOp, grad);
+  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  const RowKernels& k = kernels().rows;
+  const int64_t columns = padded_channels(s.out_channels), count = static_cast<int64_t>(maps.size());
+
+  std::vector<MapWriter> dx;
+  std::vector<Buffer<float>> transposed;  // of the weight, per input [out_channels][channels]
+  const std::vector<float> natural = to_floats(weight);
+  int64_t first_channel = 0, widest = 0;
+  for (const Tensor& x : inputs) {
+    dx.emplace_back(kOp, x, std::array<int64_t, 4>{s.n, x.size(1), s.h, s.w});
+    transposed.push_back(pack_matrix(s.out_channels, x.size(1), [&](int64_t o, int64_t c) {
+      return natural[o * s.in_channels + first_channel + c];
+    }));
+    first_channel += x.size(1);
+    widest = std::max(widest, dx.back().scratch(kStrip));
+  }
+
+  RangeSums sums(s.rows(), (s.in_channels + 1) * columns);
+  sums.run([&](int64_t first, int64_t last, float* total) {
+    float* memory = thread_scratch<float, BackwardScratch>(scratch_of(maps) + 2 * kStrip * columns + widest);
+    std::vector<RowSegment> segments(maps.size());
+    for (int64_t row = first; row < last; ++row)
+      over_strips(s.w, kStrip, [&](int64_t x, int64_t pixels) {
+        const int64_t n = row / s.h, h = row % s.h;
+        Sections sections(memory);
+        read(maps, n, h, x, pixels, sections, segments);
+        FloatRow g = g_map.padded_row(n, h, x, pixels, sections.take(kStrip * columns));
+        if (activation != 0) {
+          float* pre = sections.take(kStrip * columns);
+          k.gemm({segments.data(), count, pixels, w.get(), columns, b.get(), 0, pre, columns, columns});
+          k.activation_grad(activation, g.data, g.stride, pre, pre, pixels, columns);
+          g = {pre, columns};
+        }
+        k.outer({segments.data(), count, pixels, g.data, g.stride, columns, total});
+        k.sum(g.data, g.stride, pixels, columns, total + s.in_channels * columns);
+        float* spare = sections.take(widest);
+        const RowSegment from{g.data, g.stride, s.out_channels};
+        for (size_t i = 0; i < dx.size(); ++i) {
+          int64_t stride;
+          float* out = dx[i].target(n, h, x, spare, stride);
+          k.gemm({&from, 1, pixels, transposed[i].get(), padded_channels(dx[i].channels()), nullptr, 0, out, stride,
+                  dx[i].channels()});
+          dx[i].write(n, h, x, pixels, out, stride);
+        }
+      });
+  });
+  const std::vector<double> total = sums.total();
+  std::vector<Tensor> d_inputs;
+  for (MapWriter& d : dx) d_inputs.push_back(d.finish());
+  return {d_inputs,
+          parameter_gradient(weight, [&](int64_t i) { return total[i % s.in_channels * columns + i / s.in_channels]; }),
+          parameter_gradient(bias, [&](int64_t i) { return total[s.in_channels * columns + i]; })};
+}
+
+}  // namespace
+}  // namespace fastsr::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
+  m.impl("pointwise", TORCH_BOX(&fastsr::cpu::pointwise));
+  m.impl("pointwise_backward", TORCH_BOX(&fastsr::cpu::pointwise_backward));
+}

@@ -1,0 +1,85 @@
+"""pointwise: a 1x1 convolution of several maps as if they were concatenated, with its activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import reference
+from fastsr._dispatch import select
+from fastsr.errors import InputError
+from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.reference import Activation
+
+
+def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, activation: int) -> Tensor:
+    return empty_map(inputs[0], weight.shape[0])
+
+
+def _fake_backward(
+    grad: Tensor, inputs: list[Tensor], weight: Tensor, bias: Tensor, activation: int
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    d_inputs = [empty_map(x, x.shape[1]) for x in inputs]
+    return d_inputs, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, int], output: Tensor) -> None:
+    maps, weight, bias, ctx.activation = inputs
+    ctx.save_for_backward(*maps, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, None]:
+    *maps, weight, bias = ctx.saved_tensors
+    return (*torch.ops.fastsr.pointwise_backward(grad, maps, weight, bias, ctx.activation), None)
+
+
+define(
+    "pointwise",
+    "(Tensor[] inputs, Tensor weight, Tensor bias, int activation) -> Tensor",
+    "(Tensor grad, Tensor[] inputs, Tensor weight, Tensor bias, int activation) -> (Tensor[], Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
+
+
+def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
+    """act(conv1x1(cat(inputs, 1))), read from the maps themselves: nothing is concatenated.
+
+    Args:
+        inputs: one or more [N, C_i, H, W] maps of one dtype.
+        weight, bias: [K, sum of C_i, 1, 1] and [K].
+        activation: "none", "gelu" or "leaky_relu" (slope 0.05).
+
+    Returns:
+        [N, K, H, W] in the dtype of the inputs and the memory layout of the first.
+
+    Raises:
+        InputError: no input, a wrong rank, shape, dtype, device or activation.
+        BackendError: a backend is forced that cannot run this.
+    """
+    if isinstance(inputs, Tensor) or len(inputs) == 0:
+        got = "a tensor" if isinstance(inputs, Tensor) else "empty"
+        raise InputError(f"pointwise: inputs is {got}; pass a sequence of at least one map")
+    first = inputs[0]
+    for i, x in enumerate(inputs):
+        _checks.feature_map("pointwise", x, f"inputs[{i}]")
+        if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
+            raise InputError(
+                f"pointwise: inputs[{i}] has shape {tuple(x.shape)} and inputs[0] {tuple(first.shape)}; "
+                "pass maps that differ only in channels"
+            )
+        _checks.weight("pointwise", first, x, f"inputs[{i}]", (None, None, None, None))
+    _checks.weight("pointwise", first, weight, "weight", (None, sum(x.shape[1] for x in inputs), 1, 1))
+    _checks.weight("pointwise", first, bias, "bias", (weight.shape[0],))
+    _checks.choice("pointwise", activation, "activation", _checks.ACTIVATIONS)
+    mixed = any(x.dtype != first.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
+    if mixed or select("pointwise", first) == "reference":
+        return reference.pointwise(inputs, weight, bias, activation=activation)
+    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, _checks.ACTIVATIONS.index(activation))
