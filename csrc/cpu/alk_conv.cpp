@@ -16,21 +16,14 @@ struct AlkScratch;
 constexpr int64_t kBandRows = 16, kStripWidth = 128;
 constexpr int64_t kRingFloats = 128 * 1024;  // of u: half of a 1 MB L2, or a usual strip in a smaller one
 
-// Strips of equal width, narrow enough for the ring of u to fit L2.
+// The shape with strips of equal width, narrow enough for the ring of u to fit L2.
 AlkConvShape shape_of(const Tensor& x, const AlkWeightTensors& w, int64_t d, double eps, int64_t activation,
                       bool residual) {
-  AlkConvShape s{x.size(0), x.size(1), x.size(2), x.size(3)};
-  s.k = w.pw_weight.size(0);
-  s.d = d;
-  s.taps = w.lora1_weight.size(2);
-  s.halo = std::max<int64_t>(s.taps / 2, 1);
+  AlkConvShape s = alk_shape(x, w, d, eps, activation, residual);
   const int64_t fits = kRingFloats / ((4 + 2 * s.halo) * std::max<int64_t>(s.k, 1)) - 2 * s.halo;
   const int64_t widest = std::clamp<int64_t>(fits, 32, kStripWidth);
   const int64_t strips = std::max<int64_t>(1, (s.w + widest - 1) / widest);
   s.strip_width = ((s.w + strips - 1) / strips + 15) / 16 * 16;
-  s.eps = static_cast<float>(eps / (PiecewiseTable::kWidth * PiecewiseTable::kWidth));
-  s.activation = activation;
-  s.residual = residual;
   return s;
 }
 

@@ -66,6 +66,23 @@ inline void check_distil(const char* op, const Tensor& x, const AlkWeightTensors
   check_weight(op, d_bias, {d_weight.size(0)}, "d_bias");
 }
 
+inline AlkConvShape alk_shape(const Tensor& x, const AlkWeightTensors& w, int64_t d, double eps, int64_t activation,
+                              bool residual) {
+  const int64_t taps = w.lora1_weight.size(2);
+  return {.n = x.size(0),
+          .c = x.size(1),
+          .h = x.size(2),
+          .w = x.size(3),
+          .k = w.pw_weight.size(0),
+          .d = d,
+          .taps = taps,
+          .halo = std::max<int64_t>(taps / 2, 1),
+          .strip_width = x.size(3),
+          .eps = static_cast<float>(eps / (PiecewiseTable::kWidth * PiecewiseTable::kWidth)),
+          .activation = activation,
+          .residual = residual};
+}
+
 // A parameter as contiguous float32.
 class FloatParameter {
  public:
@@ -135,6 +152,48 @@ class AlkPacked {
   int64_t lanes_;
   Buffer<float> memory_;
   AlkConvWeights pointers_;
+};
+
+// What the backward needs besides: reversed filters without bias, and the pointwise weights [K' + D'][C'].
+class AlkTransposed {
+ public:
+  AlkTransposed(const AlkWeightTensors& w, const Tensor* d_weight, int64_t lanes, int64_t c) {
+    const auto padded = [lanes](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+    const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2), d = d_weight ? d_weight->size(0) : 0;
+    const int64_t groups = padded(k) / lanes, all = 2 * taps + 9, c_padded = padded(c);
+    const int64_t taps_size = groups * all * lanes, bias_size = groups * 3 * lanes;
+    const int64_t total = taps_size + bias_size + (padded(k) + padded(d)) * c_padded;
+    memory_ = make_buffer<float>(total);
+    std::fill_n(memory_.get(), total, 0.f);
+    bias_at_ = taps_size;
+    products_at_ = taps_size + bias_size;
+
+    const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), pw(w.pw_weight);
+    for (int64_t i = 0; i < k; ++i) {
+      float* tap = memory_.get() + i / lanes * all * lanes + i % lanes;
+      for (int64_t t = 0; t < taps; ++t) {
+        tap[t * lanes] = l1[i * taps + taps - 1 - t];
+        tap[(taps + t) * lanes] = l2[i * taps + taps - 1 - t];
+      }
+      for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + 8 - t];
+    }
+    float* product = memory_.get() + products_at_;
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t j = 0; j < c; ++j) product[i * c_padded + j] = pw[i * c + j];
+    if (d > 0) {
+      const FloatParameter from(*d_weight);
+      product += padded(k) * c_padded;
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t j = 0; j < c; ++j) product[i * c_padded + j] = from[i * c + j];
+    }
+  }
+  const float* taps() const { return memory_.get(); }
+  const float* no_bias() const { return memory_.get() + bias_at_; }
+  const float* products() const { return memory_.get() + products_at_; }
+
+ private:
+  Buffer<float> memory_;
+  int64_t bias_at_, products_at_;
 };
 
 }  // namespace fastsr::cpu

@@ -51,6 +51,17 @@ struct AlkConvForward {
   FeatureRows<T> y, distilled;
 };
 
+template <class T>
+struct AlkConvBackward {
+  AlkConvShape shape;
+  AlkConvWeights weights;            // as for the forward
+  const float* taps_transposed;      // [group][2k + 9][lanes]: each filter reversed, not divided
+  const float* no_bias;              // [group][3][lanes] zeros
+  const float* products_transposed;  // [K' + D'][C']: pw above d
+  FeatureRows<const T> x, grad, grad_distilled;
+  FeatureRows<T> dx;
+};
+
 struct AlkConvKernels {
   int64_t lanes;
   // Floats of scratch that a tile needs.
@@ -59,6 +70,14 @@ struct AlkConvKernels {
   void (*forward_f32)(const AlkConvForward<float>&, const AlkConvTile&, bool continues, float* scratch);
   void (*forward_f16)(const AlkConvForward<Half>&, const AlkConvTile&, bool continues, float* scratch);
   void (*forward_bf16)(const AlkConvForward<BFloat16>&, const AlkConvTile&, bool continues, float* scratch);
+  int64_t (*backward_scratch)(const AlkConvShape&);
+  // Floats of a tile's sums for the weight gradients: products [C][K' + D'], taps and biases [group][2k + 9 +
+  // 3][lanes], norm weight and norm bias [K'], d_bias [D'].
+  int64_t (*gradient_floats)(const AlkConvShape&);
+  // One tile: writes its part of dx, adds to `gradients`.
+  void (*backward_f32)(const AlkConvBackward<float>&, const AlkConvTile&, float* scratch, float* gradients);
+  void (*backward_f16)(const AlkConvBackward<Half>&, const AlkConvTile&, float* scratch, float* gradients);
+  void (*backward_bf16)(const AlkConvBackward<BFloat16>&, const AlkConvTile&, float* scratch, float* gradients);
 };
 
 }  // namespace fastsr::cpu

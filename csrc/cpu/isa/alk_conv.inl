@@ -118,9 +118,10 @@ void forward(const AlkConvForward<T>& a, const AlkConvTile& t, bool continues, f
     for (int64_t i = 0; i < kStep + 2 * s.halo; ++i) ring_rows[i] = u.row(std::min(y - s.halo + i, next - 1));
     for (int64_t x = t.x0; x < t.x1; x += kChunk) {
       const int64_t pixels = std::min(kChunk, t.x1 - x);
-      drivers.sum_of_gelus(filters,
-                           {ring_rows, (x - t.x0 + s.halo) * kLanes, u.pitch(), channels.groups, count, pixels},
-                           scratch.v, v_row);
+      drivers.sum_of_gelus(
+          filters,
+          {{ring_rows, ring_rows, ring_rows}, (x - t.x0 + s.halo) * kLanes, u.pitch(), channels.groups, count, pixels},
+          scratch.v, v_row);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t i = 0; i < pixels; i += kLanes)
           epilogue(a, channels, scratch.v + r * v_row + i * channels.groups * kLanes,
@@ -132,10 +133,5 @@ void forward(const AlkConvForward<T>& a, const AlkConvTile& t, bool continues, f
 }
 
 }  // namespace alk
-
-constexpr AlkConvKernels alk_conv_kernels() {
-  return {kLanes, &alk::ForwardScratch::size, &alk::forward<float>, &alk::forward<Half>, &alk::forward<BFloat16>};
-}
-
 }  // namespace
 }  // namespace fastsr::cpu

@@ -112,14 +112,19 @@ struct Filters {
   int64_t k, halo;    // halo = max(k / 2, 1): rows and columns that the widest filter reaches to each side
 };
 
-// All three filters. rows[i] is the image row y - halo + i of the tile's first row y, `offset` that of its first pixel.
+// What the three filters read. rows[branch][i] is image row y - halo + i, for the first row y of a run of pixels.
+struct Sources {
+  const float* const* rows[3];
+};
+
+// All three filters for the tile `y` rows down the run; `offset` is that of the tile's first pixel.
 template <int K>
-FASTSR_INLINE void all_three(const Filters& f, const float* const* rows, int64_t offset, int64_t g, Sums& out) {
+FASTSR_INLINE void all_three(const Filters& f, const Sources& s, int64_t y, int64_t offset, int64_t g, Sums& out) {
   const int64_t k = K > 0 ? K : f.k, reach = k / 2;
   const float *taps = f.taps + g * tap_count(k) * kLanes, *bias = f.bias + g * 3 * kLanes;
-  vertical<K>(rows + f.halo - reach, offset, taps, k, load(bias), out[0]);
-  horizontal<K>(rows + f.halo, offset - reach * kLanes, taps + k * kLanes, k, load(bias + kLanes), out[1]);
-  square(rows + f.halo - 1, offset - kLanes, taps + 2 * k * kLanes, load(bias + 2 * kLanes), out[2]);
+  vertical<K>(s.rows[0] + y + f.halo - reach, offset, taps, k, load(bias), out[0]);
+  horizontal<K>(s.rows[1] + y + f.halo, offset - reach * kLanes, taps + k * kLanes, k, load(bias + kLanes), out[1]);
+  square(s.rows[2] + y + f.halo - 1, offset - kLanes, taps + 2 * k * kLanes, load(bias + 2 * kLanes), out[2]);
 }
 
 // ---- GELU of s = x / width: dividing the taps instead of every sum saves a multiplication. The table's coefficients
@@ -177,9 +182,9 @@ FASTSR_INLINE vf scaled_gelu(const ScaledTable& table, vf s) {  // gelu(s * widt
 
 // ---- a run of pixels
 
-// Where a run lies: `rows` as for all_three, pixel 0 of the run at `offset` in each of them, for group 0.
+// Pixel 0 of the run lies at `offset` in the rows, for group 0, and `pitch` further for each group.
 struct Run {
-  const float* const* rows;
+  Sources sources;
   int64_t offset, pitch, groups;
   int64_t row_count, count;  // rows (a multiple of kRows is computed) and pixels (a multiple of kPixels)
 };
@@ -192,7 +197,7 @@ void sum_of_gelus(const Filters& f, const Run& run, float* v, int64_t v_row) {
   for (int64_t g = 0; g < run.groups; ++g)
     for (int64_t x = 0; x < run.count; x += kPixels)
       for (int64_t y = 0; y < run.row_count; y += kRows) {
-        all_three<K>(f, run.rows + y, run.offset + g * run.pitch + x * kLanes, g, sums);
+        all_three<K>(f, run.sources, y, run.offset + g * run.pitch + x * kLanes, g, sums);
         const ScaledTable table(gelu_table);
         float* out = v + y * v_row + x * v_pixel + g * kLanes;
 #pragma GCC unroll 2
@@ -203,12 +208,111 @@ void sum_of_gelus(const Filters& f, const Run& run, float* v, int64_t v_row) {
       }
 }
 
+// As sum_of_gelus, and the three derivatives of GELU, laid out as v, `slope_stride` floats apart.
+template <int K>
+void gelus_and_slopes(const Filters& f, const Run& run, float* v, int64_t v_row, float* slopes, int64_t slope_stride) {
+  Sums sums;
+  const int64_t v_pixel = run.groups * kLanes;
+  for (int64_t g = 0; g < run.groups; ++g)
+    for (int64_t x = 0; x < run.count; x += kPixels)
+      for (int64_t y = 0; y < run.row_count; y += kRows) {
+        all_three<K>(f, run.sources, y, run.offset + g * run.pitch + x * kLanes, g, sums);
+        const ScaledTable table(gelu_table), slope_table(gelu_grad_table);
+        const int64_t start = y * v_row + x * v_pixel + g * kLanes;
+        for (int q = 0; q < kTile; ++q) {
+          const int64_t to = start + q / kPixels * v_row + q % kPixels * v_pixel;
+          vf sum{};
+#pragma GCC unroll 3
+          for (int branch = 0; branch < 3; ++branch) {
+            const vf s = load(sums[branch][q]);
+            const Segment at = segment_of(s);
+            sum += positive_part(s) - table.at(at.index, at.rest) * (1.f / PiecewiseTable::kWidth);
+            const vf d = slope_table.at(at.index, at.rest);
+            store(slopes + branch * slope_stride + to, select(reinterpret_cast<vi>(s > vf{}), 1.f - d, d));
+          }
+          store(v + to, sum);
+        }
+      }
+}
+
+// out[row * out_row + pixel * out_pixel + channel] = the sum of the three filters.
+template <int K>
+void sum_of_filters(const Filters& f, const Run& run, float* out, int64_t out_row, int64_t out_pixel) {
+  Sums sums;
+  for (int64_t g = 0; g < run.groups; ++g)
+    for (int64_t x = 0; x < run.count; x += kPixels)
+      for (int64_t y = 0; y < run.row_count; y += kRows) {
+        all_three<K>(f, run.sources, y, run.offset + g * run.pitch + x * kLanes, g, sums);
+        float* to = out + y * out_row + x * out_pixel + g * kLanes;
+#pragma GCC unroll 8
+        for (int q = 0; q < kTile; ++q)
+          store(to + q / kPixels * out_row + q % kPixels * out_pixel,
+                (load(sums[0][q]) + load(sums[1][q])) + load(sums[2][q]));
+      }
+}
+
+// ---- gradients of taps and biases
+
+// sums[t] += d[pixel] * source(t)[pixel] over `count` pixels, and *bias += d[pixel]. T > 0: that many taps.
+template <int T, class Source>
+FASTSR_INLINE void correlate(const float* d, int64_t count, int64_t taps, Source source, float* sums, float* bias) {
+  if constexpr (T > 0) {
+    vf acc[T] = {}, total = {};
+    for (int64_t x = 0; x < count; ++x) {
+      const vf dx = load(d + x * kLanes);
+      total += dx;
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) acc[t] += dx * load(source(t) + x * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) store(sums + t * kLanes, load(sums + t * kLanes) + acc[t]);
+    if (bias) store(bias, load(bias) + total);
+  } else {
+    for (int64_t t = 0; t < taps; ++t) {
+      vf acc[4] = {};
+      const float* from = source(t);
+      for (int64_t x = 0; x < count; ++x) acc[x % 4] += load(d + x * kLanes) * load(from + x * kLanes);
+      store(sums + t * kLanes, load(sums + t * kLanes) + ((acc[0] + acc[1]) + (acc[2] + acc[3])));
+    }
+    vf total{};
+    for (int64_t x = 0; x < count; ++x) total += load(d + x * kLanes);
+    store(bias, load(bias) + total);
+  }
+}
+
+// Floats of one group's gradients: tap_count(k) taps, then three biases.
+FASTSR_INLINE int64_t gradient_size(int64_t k) { return (tap_count(k) + 3) * kLanes; }
+
+// Adds one row's part. d[branch]: the row of gradients, at the first pixel and group 0. u.rows as in Sources (of that
+// row), u.offset at the first pixel.
+template <int K>
+void tap_gradients(const Filters& f, const Run& u, const float* const* d, int64_t d_pitch, float* gradients) {
+  const int64_t k = K > 0 ? K : f.k, reach = k / 2;
+  for (int64_t g = 0; g < u.groups; ++g) {
+    float *sums = gradients + g * gradient_size(k), *bias = sums + tap_count(k) * kLanes;
+    const float* const* rows = u.sources.rows[0] + f.halo;
+    const int64_t at = u.offset + g * u.pitch, d_at = g * d_pitch;
+    correlate<K>(d[0] + d_at, u.count, k, [=](int64_t t) { return rows[t - reach] + at; }, sums, bias);
+    correlate<K>(
+        d[1] + d_at, u.count, k, [=](int64_t t) { return rows[0] + at + (t - reach) * kLanes; }, sums + k * kLanes,
+        bias + kLanes);
+    correlate<9>(
+        d[2] + d_at, u.count, 9, [=](int64_t t) { return rows[t / 3 - 1] + at + (t % 3 - 1) * kLanes; },
+        sums + 2 * k * kLanes, bias + 2 * kLanes);
+  }
+}
+
+// ---- by kernel size
+
 struct Drivers {
   void (*sum_of_gelus)(const Filters&, const Run&, float* v, int64_t v_row);
+  void (*gelus_and_slopes)(const Filters&, const Run&, float* v, int64_t v_row, float* slopes, int64_t slope_stride);
+  void (*sum_of_filters)(const Filters&, const Run&, float* out, int64_t out_row, int64_t out_pixel);
+  void (*tap_gradients)(const Filters&, const Run&, const float* const* d, int64_t d_pitch, float* gradients);
 };
 
 template <int K>
-constexpr Drivers drivers_of = {&sum_of_gelus<K>};
+constexpr Drivers drivers_of = {&sum_of_gelus<K>, &gelus_and_slopes<K>, &sum_of_filters<K>, &tap_gradients<K>};
 
 FASTSR_INLINE const Drivers& drivers(int64_t k) {
   switch (k) {
