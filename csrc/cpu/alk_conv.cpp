@@ -1,12 +1,9 @@
 // fastsr::alk_conv and fastsr::alk_stage on the CPU: checks, packed weights, division of the work over threads.
-#include <array>
-#include <cmath>
-
 #include "../checks.h"
 #include "alk_weights.h"
 #include "isa/table.h"
-#include "layout.h"
 #include "parallel.h"
+#include "strips.h"
 
 namespace fastsr::cpu {
 namespace {
@@ -16,54 +13,38 @@ struct AlkScratch;
 constexpr int64_t kBandRows = 16, kStripWidth = 128;
 constexpr int64_t kRingFloats = 128 * 1024;  // of u: half of a 1 MB L2, or a usual strip in a smaller one
 
-// The shape with strips of equal width, narrow enough for the ring of u to fit L2.
-AlkConvShape shape_of(const Tensor& x, const AlkWeightTensors& w, int64_t d, double eps, int64_t activation,
-                      bool residual) {
-  AlkConvShape s = alk_shape(x, w, d, eps, activation, residual);
-  const int64_t fits = kRingFloats / ((4 + 2 * s.halo) * std::max<int64_t>(s.k, 1)) - 2 * s.halo;
-  const int64_t widest = std::clamp<int64_t>(fits, 32, kStripWidth);
-  const int64_t strips = std::max<int64_t>(1, (s.w + widest - 1) / widest);
-  s.strip_width = ((s.w + strips - 1) / strips + 15) / 16 * 16;
-  return s;
+Strips strips_of(const Tensor& x, const AlkConvShape& s) {
+  const int64_t fits = kRingFloats / ((4 + 2 * s.halo) * s.k) - 2 * s.halo;
+  return Strips::for_forward(x, std::clamp<int64_t>(fits, 32, kStripWidth), kBandRows);
 }
 
 template <class T>
-FeatureRows<const T> rows_of(const Tensor& x) {
-  return {static_cast<const T*>(x.const_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
-}
-template <class T>
-FeatureRows<T> mutable_rows_of(const Tensor& x) {
-  return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
-}
-
-template <class T>
-void run_forward(void (*kernel)(const AlkConvForward<T>&, const AlkConvTile&, bool, float*), const AlkConvShape& s,
-                 const AlkPacked& weights, const Tensor& x, const Tensor& y, const Tensor* distilled) {
+void run_forward(void (*kernel)(const AlkConvForward<T>&, const StripTile&, bool, float*), const AlkConvShape& s,
+                 const Strips& strips, const AlkPacked& weights, const Tensor& x, const Tensor& y,
+                 const Tensor* distilled) {
   AlkConvForward<T> a{s, weights.pointers(), rows_of<T>(x), mutable_rows_of<T>(y), {}};
   if (distilled) a.distilled = mutable_rows_of<T>(*distilled);
-  const int64_t bands = (s.h + kBandRows - 1) / kBandRows, strips = (s.w + s.strip_width - 1) / s.strip_width;
   const int64_t scratch = kernels().alk_conv.forward_scratch(s);
-  parallel_runs(s.n * strips * bands, [&](int64_t i, bool continues) {
-    const int64_t band = i % bands, strip = i / bands % strips, n = i / bands / strips;
-    const AlkConvTile tile{n, band * kBandRows, std::min((band + 1) * kBandRows, s.h), strip * s.strip_width,
-                           std::min((strip + 1) * s.strip_width, s.w)};
-    kernel(a, tile, continues && band > 0, thread_scratch<float, AlkScratch>(scratch));
+  parallel_runs(strips.count(), [&](int64_t i, bool continues) {
+    kernel(a, strips.at(i), continues && strips.continues(i), thread_scratch<float, AlkScratch>(scratch));
   });
 }
 
-void forward(const AlkConvShape& s, const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias,
-             const Tensor& x, const Tensor& y, const Tensor* distilled) {
+void forward(AlkConvShape s, const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias, const Tensor& x,
+             const Tensor& y, const Tensor* distilled) {
   if (x.size(0) * s.h * s.w == 0) return;
   const AlkConvKernels& k = kernels().alk_conv;
+  const Strips strips = strips_of(x, s);
+  s.strip_width = strips.strip_width;
   const AlkPacked weights(w, d_weight, d_bias, k.lanes, s.c);
   const Tensor from = side_by_side(x);
   switch (x.scalar_type()) {
     case ScalarType::Float:
-      return run_forward<float>(k.forward_f32, s, weights, from, y, distilled);
+      return run_forward<float>(k.forward_f32, s, strips, weights, from, y, distilled);
     case ScalarType::Half:
-      return run_forward<Half>(k.forward_f16, s, weights, from, y, distilled);
+      return run_forward<Half>(k.forward_f16, s, strips, weights, from, y, distilled);
     default:
-      return run_forward<BFloat16>(k.forward_bf16, s, weights, from, y, distilled);
+      return run_forward<BFloat16>(k.forward_bf16, s, strips, weights, from, y, distilled);
   }
 }
 
@@ -79,7 +60,7 @@ Tensor alk_conv(const Tensor& x, const Tensor& pw, const Tensor& l1w, const Tens
   check_alk_weights("alk_conv", x, w);
   check_activation("alk_conv", activation);
   OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
-  forward(shape_of(x, w, 0, eps, activation, false), w, nullptr, nullptr, x, y.nhwc(), nullptr);
+  forward(alk_shape(x, w, 0, eps, activation, false), w, nullptr, nullptr, x, y.nhwc(), nullptr);
   return y.finish();
 }
 
@@ -93,7 +74,7 @@ std::tuple<Tensor, Tensor> alk_stage(const Tensor& x, const Tensor& dw, const Te
   const MemoryFormat format = output_format(x);
   OutputMap d(x, {x.size(0), dw.size(0), x.size(2), x.size(3)}, format);
   OutputMap y(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, format);
-  forward(shape_of(x, w, dw.size(0), eps, 1, true), w, &dw, &db, x, y.nhwc(), &d.nhwc());
+  forward(alk_shape(x, w, dw.size(0), eps, 1, true), w, &dw, &db, x, y.nhwc(), &d.nhwc());
   return {d.finish(), y.finish()};
 }
 

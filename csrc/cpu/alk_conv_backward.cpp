@@ -5,50 +5,24 @@
 #include "../checks.h"
 #include "alk_weights.h"
 #include "isa/table.h"
-#include "layout.h"
 #include "parallel.h"
+#include "strips.h"
 
 namespace fastsr::cpu {
 namespace {
 
 struct AlkBackwardScratch;
 
-constexpr int64_t kBandRows = 64, kStripWidth = 64;
-constexpr int64_t kFewestTiles = 4;  // of a batch, where its images have the rows for it
-constexpr int64_t kMinBandRows = 16;
 constexpr int64_t kMaxRanges = 64;  // of tiles with a common partial sum; fixed, so that threads do not matter
 
-// The tiles of a batch, by its size alone.
-struct Tiles {
-  int64_t n, h, w, strip_width, strips, bands;
-
-  Tiles(const Tensor& x) : n(x.size(0)), h(x.size(2)), w(x.size(3)) {
-    strips = (w + kStripWidth - 1) / kStripWidth;
-    strip_width = (w + strips - 1) / strips;
-    const int64_t wanted = (kFewestTiles + n * strips - 1) / (n * strips);
-    bands = std::max((h + kBandRows - 1) / kBandRows, std::min(wanted, (h + kMinBandRows - 1) / kMinBandRows));
-  }
-  int64_t count() const { return n * strips * bands; }
-  AlkConvTile at(int64_t i) const {
-    const int64_t band = i % bands, strip = i / bands % strips;
-    return {i / bands / strips, h * band / bands, h * (band + 1) / bands, strip * strip_width,
-            std::min((strip + 1) * strip_width, w)};
-  }
-};
-
 template <class T>
-FeatureRows<const T> rows_of(const Tensor& x) {
-  return {static_cast<const T*>(x.const_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
-}
-
-template <class T>
-void run(void (*kernel)(const AlkConvBackward<T>&, const AlkConvTile&, float*, float*), const Tiles& tiles,
+void run(void (*kernel)(const AlkConvBackward<T>&, const StripTile&, float*, float*), const Strips& tiles,
          AlkConvBackward<T> a, const Tensor& x, const Tensor& grad, const Tensor* grad_distilled, const Tensor& dx,
          float* partial, int64_t size, int64_t ranges) {
   a.x = rows_of<T>(x);
   a.grad = rows_of<T>(grad);
   if (grad_distilled) a.grad_distilled = rows_of<T>(*grad_distilled);
-  a.dx = {static_cast<T*>(dx.mutable_data_ptr()), dx.stride(0), dx.stride(2), dx.stride(3)};
+  a.dx = mutable_rows_of<T>(dx);
   const int64_t scratch = kernels().alk_conv.backward_scratch(a.shape);
   parallel_bands(ranges, [&](int64_t r) {
     for (int64_t i = tiles.count() * r / ranges; i < tiles.count() * (r + 1) / ranges; ++i)
@@ -69,22 +43,22 @@ class ParameterGradients {
 
   std::array<Tensor, 9> alk(const AlkWeightTensors& w) const {
     const int64_t norm = taps_at() + k_padded() / lanes_ * group_size(), all = 2 * s_.taps + 9;
-    return {of(w.pw_weight, [&](int64_t i) { return sums_[i % s_.c * row_size() + i / s_.c]; }),
-            of(w.lora1_weight, [&](int64_t i) { return tap(i / s_.taps, i % s_.taps); }),
-            of(w.lora1_bias, [&](int64_t i) { return tap(i, all); }),
-            of(w.lora2_weight, [&](int64_t i) { return tap(i / s_.taps, s_.taps + i % s_.taps); }),
-            of(w.lora2_bias, [&](int64_t i) { return tap(i, all + 1); }),
-            of(w.small_weight, [&](int64_t i) { return tap(i / 9, 2 * s_.taps + i % 9); }),
-            of(w.small_bias, [&](int64_t i) { return tap(i, all + 2); }),
-            of(w.norm_weight, [&](int64_t i) { return sums_[norm + i]; }),
-            of(w.norm_bias, [&](int64_t i) { return sums_[norm + k_padded() + i]; })};
+    return {gradient_of(w.pw_weight, [&](int64_t i) { return sums_[i % s_.c * row_size() + i / s_.c]; }),
+            gradient_of(w.lora1_weight, [&](int64_t i) { return tap(i / s_.taps, i % s_.taps); }),
+            gradient_of(w.lora1_bias, [&](int64_t i) { return tap(i, all); }),
+            gradient_of(w.lora2_weight, [&](int64_t i) { return tap(i / s_.taps, s_.taps + i % s_.taps); }),
+            gradient_of(w.lora2_bias, [&](int64_t i) { return tap(i, all + 1); }),
+            gradient_of(w.small_weight, [&](int64_t i) { return tap(i / 9, 2 * s_.taps + i % 9); }),
+            gradient_of(w.small_bias, [&](int64_t i) { return tap(i, all + 2); }),
+            gradient_of(w.norm_weight, [&](int64_t i) { return sums_[norm + i]; }),
+            gradient_of(w.norm_bias, [&](int64_t i) { return sums_[norm + k_padded() + i]; })};
   }
   Tensor d_weight(const Tensor& like) const {
-    return of(like, [&](int64_t i) { return sums_[i % s_.c * row_size() + k_padded() + i / s_.c]; });
+    return gradient_of(like, [&](int64_t i) { return sums_[i % s_.c * row_size() + k_padded() + i / s_.c]; });
   }
   Tensor d_bias(const Tensor& like) const {
     const int64_t at = taps_at() + k_padded() / lanes_ * group_size() + 2 * k_padded();
-    return of(like, [&](int64_t i) { return sums_[at + i]; });
+    return gradient_of(like, [&](int64_t i) { return sums_[at + i]; });
   }
 
  private:
@@ -96,16 +70,6 @@ class ParameterGradients {
   double tap(int64_t channel, int64_t t) const {
     return sums_[taps_at() + channel / lanes_ * group_size() + t * lanes_ + channel % lanes_];
   }
-  template <class Value>
-  static Tensor of(const Tensor& parameter, Value&& value) {
-    std::vector<int64_t> size(parameter.dim());
-    for (size_t i = 0; i < size.size(); ++i) size[i] = parameter.size(i);
-    const Tensor exact = torch::stable::new_empty(parameter, size, ScalarType::Float);
-    float* to = static_cast<float*>(exact.mutable_data_ptr());
-    for (int64_t i = 0; i < exact.numel(); ++i) to[i] = static_cast<float>(value(i));
-    return torch::stable::to(exact, parameter.scalar_type());
-  }
-
   AlkConvShape s_;
   int64_t lanes_;
   std::vector<double> sums_;
@@ -138,8 +102,8 @@ Results backward(const char* op, const Tensor& grad, const Tensor* grad_distille
   const int64_t size = k.gradient_floats(s);
   int64_t ranges = 0;
   Buffer<float> partial;
-  if (s.n * s.h * s.w > 0) {
-    const Tiles tiles(x);
+  const Strips tiles = Strips::for_backward(x);
+  if (tiles.count() > 0) {
     s.strip_width = tiles.strip_width;
     ranges = std::min(tiles.count(), kMaxRanges);
     partial = make_buffer<float>(ranges * size);
@@ -148,7 +112,7 @@ Results backward(const char* op, const Tensor& grad, const Tensor* grad_distille
     const AlkTransposed transposed(w, d_weight, k.lanes, s.c);
     const Tensor xs = side_by_side(x), gs = side_by_side(grad);
     const Tensor ds = stage ? side_by_side(*grad_distilled) : gs;
-    const auto launch = [&]<class T>(void (*kernel)(const AlkConvBackward<T>&, const AlkConvTile&, float*, float*)) {
+    const auto launch = [&]<class T>(void (*kernel)(const AlkConvBackward<T>&, const StripTile&, float*, float*)) {
       run<T>(kernel, tiles,
              {s, packed.pointers(), transposed.taps(), transposed.no_bias(), transposed.products(), {}, {}, {}, {}}, xs,
              gs, stage ? &ds : nullptr, dx.nhwc(), partial.get(), size, ranges);

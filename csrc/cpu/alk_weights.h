@@ -8,6 +8,7 @@
 #include "isa/alk_conv.h"
 #include "isa/tables.h"
 #include "parallel.h"
+#include "weights.h"
 
 namespace fastsr::cpu {
 
@@ -15,26 +16,6 @@ struct AlkWeightTensors {
   const Tensor &pw_weight, &lora1_weight, &lora1_bias, &lora2_weight, &lora2_bias, &small_weight, &small_bias,
       &norm_weight, &norm_bias;
 };
-
-inline void check_weight(const char* op, const Tensor& w, std::initializer_list<int64_t> shape, const char* name) {
-  STD_TORCH_CHECK(w.dim() == static_cast<int64_t>(shape.size()), op, ": ", name, " has ", w.dim(), " dimensions; pass ",
-                  shape.size());
-  int64_t i = 0;
-  for (const int64_t extent : shape) {
-    STD_TORCH_CHECK(w.size(i) == extent, op, ": ", name, " has extent ", w.size(i), " in dimension ", i, "; pass ",
-                    extent);
-    ++i;
-  }
-  const ScalarType t = w.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op, ": ", name,
-                  " has a dtype without kernel; pass float32, float16 or bfloat16");
-}
-
-inline void check_kernel_dtype(const char* op, const Tensor& x) {
-  const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op,
-                  ": x has a dtype without kernel; pass float32, float16 or bfloat16");
-}
 
 inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTensors& w) {
   check_feature_map(op, x, "x");
@@ -83,19 +64,6 @@ inline AlkConvShape alk_shape(const Tensor& x, const AlkWeightTensors& w, int64_
           .residual = residual};
 }
 
-// A parameter as contiguous float32.
-class FloatParameter {
- public:
-  explicit FloatParameter(const Tensor& p)
-      : tensor_(torch::stable::contiguous(torch::stable::to(p, ScalarType::Float))),
-        data_(static_cast<const float*>(tensor_.const_data_ptr())) {}
-  float operator[](int64_t i) const { return data_[i]; }
-
- private:
-  Tensor tensor_;
-  const float* data_;
-};
-
 // AlkConvWeights in one allocation.
 class AlkPacked {
  public:
@@ -113,7 +81,7 @@ class AlkPacked {
     for (int i = 0; i < 7; next += (sizes[i] + 15) / 16 * 16, ++i) part[i] = next;
     pointers_ = {part[0], part[1], part[2], part[3], part[4], d ? part[5] : nullptr, d ? part[6] : nullptr};
 
-    transpose(w.pw_weight, k, c, part[0], k_padded);
+    pack_transposed(w.pw_weight, k, c, part[0], k_padded);
     constexpr float kScale = 1.f / PiecewiseTable::kWidth;
     const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), b1(w.lora1_bias),
         b2(w.lora2_bias), b3(w.small_bias), nw(w.norm_weight), nb(w.norm_bias);
@@ -133,7 +101,7 @@ class AlkPacked {
       part[4][i] = nb[i];
     }
     if (d > 0) {
-      transpose(*d_weight, d, c, part[5], d_padded);
+      pack_transposed(*d_weight, d, c, part[5], d_padded);
       const FloatParameter bias(*d_bias);
       for (int64_t i = 0; i < d; ++i) part[6][i] = bias[i];
     }
@@ -142,13 +110,6 @@ class AlkPacked {
 
  private:
   int64_t padded(int64_t n) const { return (n + lanes_ - 1) / lanes_ * lanes_; }
-  // [n][c] -> [c][n_padded]
-  static void transpose(const Tensor& weight, int64_t n, int64_t c, float* to, int64_t n_padded) {
-    const FloatParameter from(weight);
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < c; ++j) to[j * n_padded + i] = from[i * c + j];
-  }
-
   int64_t lanes_;
   Buffer<float> memory_;
   AlkConvWeights pointers_;

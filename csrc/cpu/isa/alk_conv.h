@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "strip.h"
 #include "types.h"
 
 namespace fastsr::cpu {
@@ -31,18 +32,6 @@ struct AlkConvShape {
   bool residual;        // x is added before the activation
 };
 
-// Rows [y0, y1) of columns [x0, x1) of image n.
-struct AlkConvTile {
-  int64_t n, y0, y1, x0, x1;
-};
-
-template <class T>
-struct FeatureRows {
-  T* data;
-  int64_t stride_n, stride_h, stride_w;
-  T* at(int64_t n, int64_t h, int64_t w) const { return data + n * stride_n + h * stride_h + w * stride_w; }
-};
-
 template <class T>
 struct AlkConvForward {
   AlkConvShape shape;
@@ -67,17 +56,17 @@ struct AlkConvKernels {
   // Floats of scratch that a tile needs.
   int64_t (*forward_scratch)(const AlkConvShape&);
   // One tile. `continues`: the scratch is as the tile above left it, which must have been in the same strip.
-  void (*forward_f32)(const AlkConvForward<float>&, const AlkConvTile&, bool continues, float* scratch);
-  void (*forward_f16)(const AlkConvForward<Half>&, const AlkConvTile&, bool continues, float* scratch);
-  void (*forward_bf16)(const AlkConvForward<BFloat16>&, const AlkConvTile&, bool continues, float* scratch);
+  void (*forward_f32)(const AlkConvForward<float>&, const StripTile&, bool continues, float* scratch);
+  void (*forward_f16)(const AlkConvForward<Half>&, const StripTile&, bool continues, float* scratch);
+  void (*forward_bf16)(const AlkConvForward<BFloat16>&, const StripTile&, bool continues, float* scratch);
   int64_t (*backward_scratch)(const AlkConvShape&);
   // Floats of a tile's sums for the weight gradients: products [C][K' + D'], taps and biases [group][2k + 9 +
   // 3][lanes], norm weight and norm bias [K'], d_bias [D'].
   int64_t (*gradient_floats)(const AlkConvShape&);
   // One tile: writes its part of dx, adds to `gradients`.
-  void (*backward_f32)(const AlkConvBackward<float>&, const AlkConvTile&, float* scratch, float* gradients);
-  void (*backward_f16)(const AlkConvBackward<Half>&, const AlkConvTile&, float* scratch, float* gradients);
-  void (*backward_bf16)(const AlkConvBackward<BFloat16>&, const AlkConvTile&, float* scratch, float* gradients);
+  void (*backward_f32)(const AlkConvBackward<float>&, const StripTile&, float* scratch, float* gradients);
+  void (*backward_f16)(const AlkConvBackward<Half>&, const StripTile&, float* scratch, float* gradients);
+  void (*backward_bf16)(const AlkConvBackward<BFloat16>&, const StripTile&, float* scratch, float* gradients);
 };
 
 }  // namespace fastsr::cpu

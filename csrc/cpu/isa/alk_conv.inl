@@ -80,7 +80,7 @@ NormAndActivate<T> norm_and_activate_for(const AlkConvShape& s) {
 // The sums of kChunk pixels go through `sums`: with a GELU behind it, the tile of the product would not keep its
 // registers.
 template <class T>
-void distil_row(const AlkConvForward<T>& a, const AlkConvTile& t, int64_t y, float* buffer, float* sums) {
+void distil_row(const AlkConvForward<T>& a, const StripTile& t, int64_t y, float* buffer, float* sums) {
   const AlkConvShape& s = a.shape;
   const int64_t groups = round_up(s.d, kLanes) / kLanes, sums_stride = groups * kLanes;
   for (int64_t first = t.x0; first < t.x1; first += kDistilChunk) {
@@ -97,7 +97,7 @@ void distil_row(const AlkConvForward<T>& a, const AlkConvTile& t, int64_t y, flo
 }
 
 template <class T>
-void forward(const AlkConvForward<T>& a, const AlkConvTile& t, bool continues, float* memory) {
+void forward(const AlkConvForward<T>& a, const StripTile& t, bool continues, float* memory) {
   constexpr int kUsual = 64 / kLanes;
   const AlkConvShape& s = a.shape;
   const ForwardScratch scratch(s, memory);

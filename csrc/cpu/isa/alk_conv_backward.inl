@@ -170,7 +170,7 @@ auto norm_backward_for(const AlkConvShape& s) -> void (*)(const NormBackward<T>&
 template <class T>
 struct BackwardTile {
   const AlkConvBackward<T>& a;
-  const AlkConvTile& t;
+  const StripTile& t;
   const AlkConvShape& s;
   const BackwardScratch scratch;
   const Gradients gradients;
@@ -179,7 +179,7 @@ struct BackwardTile {
   void (*const norm)(const NormBackward<T>&);
   const float* u_rows[kMaxRows];
 
-  BackwardTile(const AlkConvBackward<T>& a, const AlkConvTile& t, float* memory, float* sums)
+  BackwardTile(const AlkConvBackward<T>& a, const StripTile& t, float* memory, float* sums)
       : a(a),
         t(t),
         s(a.shape),
@@ -310,7 +310,7 @@ struct BackwardTile {
 };
 
 template <class T>
-void backward(const AlkConvBackward<T>& a, const AlkConvTile& t, float* memory, float* sums) {
+void backward(const AlkConvBackward<T>& a, const StripTile& t, float* memory, float* sums) {
   BackwardTile<T>(a, t, memory, sums).run();
 }
 
