@@ -147,3 +147,18 @@ def select(op: str, x: Tensor) -> str:
             reason = failed
     _log_once(op, reason)
     return "reference"
+
+
+def reference_because(op: str, reason: str) -> str:
+    """ "reference", for a call that the selected kernel cannot take for `reason`, which `can_run` does not see.
+
+    Raises:
+        BackendError: a backend is forced.
+    """
+    if _forced not in ("auto", "reference"):
+        raise BackendError(
+            f"the forced backend {_forced!r} cannot run {op}: {reason}; "
+            f"force 'reference', or 'auto' to let fastsr choose"
+        )
+    _log_once(op, reason)
+    return "reference"

@@ -1,7 +1,8 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
 from fastsr.ops._define import output_format
-from fastsr.ops.alk_conv import alk_conv, alk_stage
+from fastsr.ops.alk_conv import alk_conv
+from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu

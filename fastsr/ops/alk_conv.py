@@ -1,17 +1,30 @@
-"""alk_conv and alk_stage: the asymmetric large-kernel convolution, alone and as a distillation stage."""
+"""alk_conv: the asymmetric large-kernel convolution."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
 from fastsr.reference import Activation, ALKConvWeights
 
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_TAPS = 63  # of the CPU kernel (csrc/cpu/isa/alk_conv.h)
 
-def _check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
+WEIGHTS_SCHEMA = (
+    "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
+    "Tensor small_weight, Tensor small_bias, Tensor norm_weight, Tensor norm_bias"
+)
+
+
+def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
+    """The weights must fit one another and `x`."""
     if not isinstance(weights, ALKConvWeights):
         raise InputError(f"{op}: weights is a {type(weights).__name__}; pass ALKConvWeights")
     w = weights
@@ -31,57 +44,66 @@ def _check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
         _checks.weight(op, x, value, name, (k,))
 
 
+def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
+    """Whether the backend for these tensors is plain PyTorch."""
+    chosen = select(op, x)
+    if chosen == "cpu" and weights.lora1_weight.shape[2] > MAX_TAPS:
+        chosen = reference_because(op, f"a kernel of {weights.lora1_weight.shape[2]} taps exceeds {MAX_TAPS}")
+    return chosen == "reference"
+
+
+def _fake(x: Tensor, pw_weight: Tensor, *rest: Any) -> Tensor:
+    return empty_map(x, pw_weight.shape[0])
+
+
+def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weights = rest[: len(ALKConvWeights._fields)]
+    return (empty_map(x, x.shape[1]), *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.fastsr.alk_conv_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
+    return (*gradients, None, None)
+
+
+define(
+    "alk_conv",
+    f"(Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> Tensor",
+    f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("alk_conv", KERNEL_DTYPES)
+
+
 def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none") -> Tensor:
     """Asymmetric large-kernel convolution (ALKDNet, section 3.3, equation 11).
 
     With u = pw(x): act(pixel_norm(GELU(LoRA1(u)) + GELU(LoRA2(u)) + GELU(small_conv(u)))).
 
     Args:
-        x: [N, C, H, W].
+        x: [N, C, H, W], any strides, float16, bfloat16, float32 or float64.
         weights: ALKConvWeights for C channels in and K out; the kernel k may be any odd number.
         eps: of the pixel norm.
         activation: behind the norm: "none", "gelu" or "leaky_relu".
 
     Returns:
-        [N, K, H, W] in the dtype of `x`.
+        [N, K, H, W] in the dtype of `x`. Sums and statistics are taken in float32 (float64 for float64).
 
     Raises:
         InputError: a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_conv", x)
-    _check_weights("alk_conv", x, weights)
+    check_weights("alk_conv", x, weights)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
-    select("alk_conv", x)
-    return reference.alk_conv(x, weights, eps=eps, activation=activation)
-
-
-def alk_stage(
-    x: Tensor, d_weight: Tensor, d_bias: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
-    """One distillation stage of an ALKDB (ALKDNet, section 3.2, equation 7).
-
-    Args:
-        x: [N, C, H, W].
-        d_weight, d_bias: the distilling 1x1, [D, C, 1, 1] and [D].
-        weights: ALKConvWeights for C channels in and out.
-        eps: of the pixel norm.
-
-    Returns:
-        The distilled GELU(d(x)) [N, D, H, W] and the refined GELU(alk_conv(x) + x) [N, C, H, W].
-
-    Raises:
-        InputError: a wrong rank, shape, dtype or device.
-        BackendError: a backend is forced that cannot run this.
-    """
-    _checks.feature_map("alk_stage", x)
-    _check_weights("alk_stage", x, weights)
-    if weights.pw_weight.shape[0] != x.shape[1]:
-        raise InputError(
-            f"alk_stage: pw_weight gives {weights.pw_weight.shape[0]} channels; pass {x.shape[1]}, the channels of "
-            "x, which is added to them"
-        )
-    _checks.weight("alk_stage", x, d_weight, "d_weight", (None, x.shape[1], 1, 1))
-    _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
-    select("alk_stage", x)
-    return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
+    if runs_on_reference("alk_conv", x, weights):
+        return reference.alk_conv(x, weights, eps=eps, activation=activation)
+    return torch.ops.fastsr.alk_conv(x, *weights, eps, _checks.ACTIVATIONS.index(activation))

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
 from fastsr.reference import Activation
+
+_SCHEMA = "Tensor x, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias, Tensor? shortcut, int activation"
+
+
+def _fake(x: Tensor, pw_weight: Tensor, *rest: Any) -> Tensor:
+    return empty_map(x, pw_weight.shape[0])
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    pw_weight: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor,
+    shortcut: Tensor | None,
+    activation: int,
+) -> tuple[Tensor, ...]:
+    weights = (torch.empty_like(w, memory_format=torch.contiguous_format) for w in (pw_weight, dw_weight, dw_bias))
+    has_own_gradient = shortcut is not None and activation != 0
+    d_shortcut = empty_map(x, pw_weight.shape[0]) if has_own_gradient else x.new_empty(0)
+    return (empty_map(x, x.shape[1]), *weights, d_shortcut)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, pw_weight, dw_weight, dw_bias, shortcut, ctx.activation = inputs
+    ctx.has_shortcut = shortcut is not None
+    # Without an activation the derivative does not depend on the shortcut.
+    ctx.save_for_backward(x, pw_weight, dw_weight, dw_bias, shortcut if ctx.activation else None)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *gradients, d_shortcut = torch.ops.fastsr.bsconv_backward(grad, *ctx.saved_tensors, ctx.activation)
+    if not ctx.has_shortcut:
+        return (*gradients, None, None)
+    return (*gradients, d_shortcut if ctx.activation else grad, None)
+
+
+define(
+    "bsconv",
+    f"({_SCHEMA}) -> Tensor",
+    f"(Tensor grad, {_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("bsconv", (torch.float32, torch.float16, torch.bfloat16))
+
+
+def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
+    chosen = select("bsconv", x)
+    kernel = tuple(dw_weight.shape[2:])
+    if chosen == "cpu" and (kernel, stride, padding) != ((3, 3), 1, 1):
+        reason = f"a {kernel[0]}x{kernel[1]} kernel with stride {stride} and padding {padding}; cpu has 3x3, 1 and 1"
+        return reference_because("bsconv", reason)
+    return chosen
 
 
 def bsconv(
@@ -25,7 +85,7 @@ def bsconv(
     """Blueprint separable convolution, BSConvU: act(dw(pw(x)) + shortcut) (BSRN, section 3.2).
 
     Args:
-        x: [N, C, H, W].
+        x: [N, C, H, W], any strides, float16, bfloat16, float32 or float64.
         pw_weight: [K, C, 1, 1], without bias.
         dw_weight, dw_bias: [K, 1, 3, 3] (any odd kernel) and [K].
         stride, padding: of the depthwise convolution.
@@ -52,7 +112,9 @@ def bsconv(
         kh, kw = dw_weight.shape[-2:]
         height, width = ((n + 2 * padding - k) // stride + 1 for n, k in ((x.shape[2], kh), (x.shape[3], kw)))
         _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, height, width))
-    select("bsconv", x)
+    if _choose(x, dw_weight, stride, padding) != "reference":
+        code = _checks.ACTIVATIONS.index(activation)
+        return torch.ops.fastsr.bsconv(x, pw_weight, dw_weight, dw_bias, shortcut, code)
     return reference.bsconv(
         x,
         pw_weight,

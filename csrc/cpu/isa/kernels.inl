@@ -1,6 +1,6 @@
 // Everything that is compiled once per instruction set. No include guard: each ISA file includes this once, with
 // FASTSR_VECTOR_BYTES and FASTSR_TABLE defined and its target pragma in force.
-#include "alk_conv.inl"
+#include "alk_conv_backward.inl"
 #include "bsconv.inl"
 #include "cca_norm.inl"
 #include "conv3x3_gelu.inl"

@@ -1,0 +1,160 @@
+// The weights of an ALKConv: checks, and packing for the kernels.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../checks.h"
+#include "isa/alk_conv.h"
+#include "isa/tables.h"
+#include "parallel.h"
+#include "weights.h"
+
+namespace fastsr::cpu {
+
+struct AlkWeightTensors {
+  const Tensor &pw_weight, &lora1_weight, &lora1_bias, &lora2_weight, &lora2_bias, &small_weight, &small_bias,
+      &norm_weight, &norm_bias;
+};
+
+inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTensors& w) {
+  check_feature_map(op, x, "x");
+  check_kernel_dtype(op, x);
+  STD_TORCH_CHECK(w.pw_weight.dim() == 4 && w.pw_weight.size(0) > 0, op, ": pw_weight has ", w.pw_weight.dim(),
+                  " dimensions; pass [K, C, 1, 1] with K > 0");
+  STD_TORCH_CHECK(w.lora1_weight.dim() == 4, op, ": lora1_weight has ", w.lora1_weight.dim(),
+                  " dimensions; pass [K, 1, k, 1]");
+  const int64_t c = x.size(1), k = w.pw_weight.size(0), taps = w.lora1_weight.size(2);
+  STD_TORCH_CHECK(taps % 2 == 1 && taps <= AlkConvShape::kMaxTaps, op, ": lora1_weight has ", taps,
+                  " taps; pass an odd number up to ", AlkConvShape::kMaxTaps);
+  check_weight(op, w.pw_weight, {k, c, 1, 1}, "pw_weight");
+  check_weight(op, w.lora1_weight, {k, 1, taps, 1}, "lora1_weight");
+  check_weight(op, w.lora2_weight, {k, 1, 1, taps}, "lora2_weight");
+  check_weight(op, w.small_weight, {k, 1, 3, 3}, "small_weight");
+  check_weight(op, w.lora1_bias, {k}, "lora1_bias");
+  check_weight(op, w.lora2_bias, {k}, "lora2_bias");
+  check_weight(op, w.small_bias, {k}, "small_bias");
+  check_weight(op, w.norm_weight, {k}, "norm_weight");
+  check_weight(op, w.norm_bias, {k}, "norm_bias");
+}
+
+inline void check_distil(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor& d_weight,
+                         const Tensor& d_bias) {
+  STD_TORCH_CHECK(w.pw_weight.size(0) == x.size(1), op, ": pw_weight gives ", w.pw_weight.size(0), " channels; pass ",
+                  x.size(1), ", the channels of x, which is added to them");
+  STD_TORCH_CHECK(d_weight.dim() == 4, op, ": d_weight has ", d_weight.dim(), " dimensions; pass [D, C, 1, 1]");
+  check_weight(op, d_weight, {d_weight.size(0), x.size(1), 1, 1}, "d_weight");
+  check_weight(op, d_bias, {d_weight.size(0)}, "d_bias");
+}
+
+inline AlkConvShape alk_shape(const Tensor& x, const AlkWeightTensors& w, int64_t d, double eps, int64_t activation,
+                              bool residual) {
+  const int64_t taps = w.lora1_weight.size(2);
+  return {.n = x.size(0),
+          .c = x.size(1),
+          .h = x.size(2),
+          .w = x.size(3),
+          .k = w.pw_weight.size(0),
+          .d = d,
+          .taps = taps,
+          .halo = std::max<int64_t>(taps / 2, 1),
+          .strip_width = x.size(3),
+          .eps = static_cast<float>(eps / (PiecewiseTable::kWidth * PiecewiseTable::kWidth)),
+          .activation = activation,
+          .residual = residual};
+}
+
+// AlkConvWeights in one allocation.
+class AlkPacked {
+ public:
+  AlkPacked(const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias, int64_t lanes, int64_t c)
+      : lanes_(lanes) {
+    const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2), d = d_weight ? d_weight->size(0) : 0;
+    const int64_t k_padded = padded(k), d_padded = padded(d), groups = k_padded / lanes, all = 2 * taps + 9;
+    const int64_t sizes[] = {c * k_padded, groups * all * lanes, groups * 3 * lanes, k_padded, k_padded, c * d_padded,
+                             d_padded};
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += (size + 15) / 16 * 16;
+    memory_ = make_buffer<float>(total);
+    std::fill_n(memory_.get(), total, 0.f);
+    float *part[7], *next = memory_.get();
+    for (int i = 0; i < 7; next += (sizes[i] + 15) / 16 * 16, ++i) part[i] = next;
+    pointers_ = {part[0], part[1], part[2], part[3], part[4], d ? part[5] : nullptr, d ? part[6] : nullptr};
+
+    pack_transposed(w.pw_weight, k, c, part[0], k_padded);
+    constexpr float kScale = 1.f / PiecewiseTable::kWidth;
+    const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), b1(w.lora1_bias),
+        b2(w.lora2_bias), b3(w.small_bias), nw(w.norm_weight), nb(w.norm_bias);
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t group = i / lanes, lane = i % lanes;
+      float* tap = part[1] + group * all * lanes + lane;
+      for (int64_t t = 0; t < taps; ++t) {
+        tap[t * lanes] = l1[i * taps + t] * kScale;
+        tap[(taps + t) * lanes] = l2[i * taps + t] * kScale;
+      }
+      for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + t] * kScale;
+      float* bias = part[2] + group * 3 * lanes + lane;
+      bias[0] = b1[i] * kScale;
+      bias[lanes] = b2[i] * kScale;
+      bias[2 * lanes] = b3[i] * kScale;
+      part[3][i] = nw[i];
+      part[4][i] = nb[i];
+    }
+    if (d > 0) {
+      pack_transposed(*d_weight, d, c, part[5], d_padded);
+      const FloatParameter bias(*d_bias);
+      for (int64_t i = 0; i < d; ++i) part[6][i] = bias[i];
+    }
+  }
+  const AlkConvWeights& pointers() const { return pointers_; }
+
+ private:
+  int64_t padded(int64_t n) const { return (n + lanes_ - 1) / lanes_ * lanes_; }
+  int64_t lanes_;
+  Buffer<float> memory_;
+  AlkConvWeights pointers_;
+};
+
+// What the backward needs besides: reversed filters without bias, and the pointwise weights [K' + D'][C'].
+class AlkTransposed {
+ public:
+  AlkTransposed(const AlkWeightTensors& w, const Tensor* d_weight, int64_t lanes, int64_t c) {
+    const auto padded = [lanes](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+    const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2), d = d_weight ? d_weight->size(0) : 0;
+    const int64_t groups = padded(k) / lanes, all = 2 * taps + 9, c_padded = padded(c);
+    const int64_t taps_size = groups * all * lanes, bias_size = groups * 3 * lanes;
+    const int64_t total = taps_size + bias_size + (padded(k) + padded(d)) * c_padded;
+    memory_ = make_buffer<float>(total);
+    std::fill_n(memory_.get(), total, 0.f);
+    bias_at_ = taps_size;
+    products_at_ = taps_size + bias_size;
+
+    const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), pw(w.pw_weight);
+    for (int64_t i = 0; i < k; ++i) {
+      float* tap = memory_.get() + i / lanes * all * lanes + i % lanes;
+      for (int64_t t = 0; t < taps; ++t) {
+        tap[t * lanes] = l1[i * taps + taps - 1 - t];
+        tap[(taps + t) * lanes] = l2[i * taps + taps - 1 - t];
+      }
+      for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + 8 - t];
+    }
+    float* product = memory_.get() + products_at_;
+    for (int64_t i = 0; i < k; ++i)
+      for (int64_t j = 0; j < c; ++j) product[i * c_padded + j] = pw[i * c + j];
+    if (d > 0) {
+      const FloatParameter from(*d_weight);
+      product += padded(k) * c_padded;
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t j = 0; j < c; ++j) product[i * c_padded + j] = from[i * c + j];
+    }
+  }
+  const float* taps() const { return memory_.get(); }
+  const float* no_bias() const { return memory_.get() + bias_at_; }
+  const float* products() const { return memory_.get() + products_at_; }
+
+ private:
+  Buffer<float> memory_;
+  int64_t bias_at_, products_at_;
+};
+
+}  // namespace fastsr::cpu

@@ -1,0 +1,61 @@
+// Parameters on their way to the kernels and back: checks, float32, packing, gradients.
+#pragma once
+
+#include <vector>
+
+#include "../checks.h"
+
+namespace fastsr::cpu {
+
+inline void check_weight(const char* op, const Tensor& w, std::initializer_list<int64_t> shape, const char* name) {
+  STD_TORCH_CHECK(w.dim() == static_cast<int64_t>(shape.size()), op, ": ", name, " has ", w.dim(), " dimensions; pass ",
+                  shape.size());
+  int64_t i = 0;
+  for (const int64_t extent : shape) {
+    STD_TORCH_CHECK(w.size(i) == extent, op, ": ", name, " has extent ", w.size(i), " in dimension ", i, "; pass ",
+                    extent);
+    ++i;
+  }
+  const ScalarType t = w.scalar_type();
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op, ": ", name,
+                  " has a dtype without kernel; pass float32, float16 or bfloat16");
+}
+
+inline void check_kernel_dtype(const char* op, const Tensor& x) {
+  const ScalarType t = x.scalar_type();
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op,
+                  ": x has a dtype without kernel; pass float32, float16 or bfloat16");
+}
+
+// A parameter as contiguous float32.
+class FloatParameter {
+ public:
+  explicit FloatParameter(const Tensor& p)
+      : tensor_(torch::stable::contiguous(torch::stable::to(p, ScalarType::Float))),
+        data_(static_cast<const float*>(tensor_.const_data_ptr())) {}
+  float operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  Tensor tensor_;
+  const float* data_;
+};
+
+// [n][c] -> [c][n_padded]
+inline void pack_transposed(const Tensor& weight, int64_t n, int64_t c, float* to, int64_t n_padded) {
+  const FloatParameter from(weight);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < c; ++j) to[j * n_padded + i] = from[i * c + j];
+}
+
+// A gradient of `parameter`'s shape and dtype, with value(i) in its i-th element.
+template <class Value>
+Tensor gradient_of(const Tensor& parameter, Value&& value) {
+  std::vector<int64_t> size(parameter.dim());
+  for (size_t i = 0; i < size.size(); ++i) size[i] = parameter.size(i);
+  const Tensor exact = torch::stable::new_empty(parameter, size, ScalarType::Float);
+  float* to = static_cast<float*>(exact.mutable_data_ptr());
+  for (int64_t i = 0; i < exact.numel(); ++i) to[i] = static_cast<float>(value(i));
+  return torch::stable::to(exact, parameter.scalar_type());
+}
+
+}  // namespace fastsr::cpu

@@ -1,0 +1,79 @@
+"""alk_stage: the asymmetric large-kernel convolution as a distillation stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import reference
+from fastsr.errors import InputError
+from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
+from fastsr.reference import ALKConvWeights
+
+
+def _fake(x: Tensor, d_weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_map(x, d_weight.shape[0]), empty_map(x, x.shape[1])
+
+
+def _fake_backward(grad_distilled: Tensor, grad_refined: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weights = rest[: 2 + len(ALKConvWeights._fields)]
+    return (empty_map(x, x.shape[1]), *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.fastsr.alk_stage_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
+    return (*gradients, None)
+
+
+define(
+    "alk_stage",
+    f"(Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, float eps) -> (Tensor, Tensor)",
+    f"(Tensor grad_distilled, Tensor grad_refined, Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, "
+    f"float eps) -> ({', '.join(['Tensor'] * 12)})",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("alk_stage", KERNEL_DTYPES)
+
+
+def alk_stage(
+    x: Tensor, d_weight: Tensor, d_bias: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """One distillation stage of an ALKDB (ALKDNet, section 3.2, equation 7).
+
+    Args:
+        x: [N, C, H, W], any strides, float16, bfloat16, float32 or float64.
+        d_weight, d_bias: the distilling 1x1, [D, C, 1, 1] and [D].
+        weights: ALKConvWeights for C channels in and out.
+        eps: of the pixel norm.
+
+    Returns:
+        The distilled GELU(d(x)) [N, D, H, W] and the refined GELU(alk_conv(x) + x) [N, C, H, W], in the dtype of `x`.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype or device.
+        BackendError: a backend is forced that cannot run this.
+    """
+    _checks.feature_map("alk_stage", x)
+    check_weights("alk_stage", x, weights)
+    if weights.pw_weight.shape[0] != x.shape[1]:
+        raise InputError(
+            f"alk_stage: pw_weight gives {weights.pw_weight.shape[0]} channels; pass {x.shape[1]}, the channels of "
+            "x, which is added to them"
+        )
+    _checks.weight("alk_stage", x, d_weight, "d_weight", (None, x.shape[1], 1, 1))
+    _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
+    if runs_on_reference("alk_stage", x, weights):
+        return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
+    return torch.ops.fastsr.alk_stage(x, d_weight, d_bias, *weights, eps)
