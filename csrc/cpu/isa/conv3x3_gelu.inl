@@ -5,9 +5,7 @@
 namespace fastsr::cpu {
 namespace {
 
-constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() {
-  return {DirectConv::algorithm(), WinogradConv<4, 3>::algorithm()};
-}
+constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() { return {DirectConv::algorithm(), WinogradConv::algorithm()}; }
 
 }  // namespace
 }  // namespace fastsr::cpu

@@ -1,8 +1,8 @@
-// Winograd convolution F(MH x MW, 3x3) in blocks of tiles that stay in the second-level cache.
+// Winograd convolution F(3x3, 3x3) in blocks of tiles that stay in the second-level cache.
 //
-// A block is kBlockTiles consecutive tiles of MH x MW outputs, counted through rows and images. For each block:
-//   V[p][tile][c] = B^T d B                the (MH + 2)(MW + 2) = P products' inputs
-//   M[p][tile][k] = sum_c V U[p][c][k]     P small matrix products, 6 tiles x 4 vectors in registers
+// A block is kBlockTiles consecutive tiles of 3x3 outputs, counted through rows and images. For each block:
+//   V[p][tile][c] = B^T d B                the inputs of the 25 products
+//   M[p][tile][k] = sum_c V U[p][c][k]     25 small matrix products, 6 tiles x 4 vectors in registers
 //   y             = A^T M A, bias, activation, shortcut
 // The sum over c restarts every kChunk terms: partial sums stay short, which is where most of the error comes from.
 // Tiles whose input crosses the border are copied to a patch with zeros first.
@@ -16,11 +16,10 @@ namespace fastsr::cpu {
 namespace {
 
 constexpr int kBlockTiles = 24;
-constexpr int64_t kChunk = 16;
+constexpr int64_t kChunk = 20;
 
-template <int MH, int MW>
 struct WinogradConv {
-  static constexpr int PH = MH + 2, PW = MW + 2, P = PH * PW;
+  static constexpr int M = Winograd::kOutputs, N = Winograd::kPoints, P = N * N;
 
   // Tiles of one block that the products of one point take up; the odd vector keeps points off one cache set.
   static int64_t plane(int64_t channels) { return kBlockTiles * channels + 16; }
@@ -32,22 +31,21 @@ struct WinogradConv {
     const int64_t columns = round_up(w.out, kLanes);
     for (int64_t i = first; i < last; ++i)
       for (int64_t o = 0; o < columns; o += kLanes) {
-        double g[9][kLanes] = {}, t[PH][3][kLanes], r[kLanes];
+        double g[9][kLanes] = {}, t[N][3][kLanes], r[kLanes];
         for (int64_t l = 0; l < std::min<int64_t>(kLanes, w.out - o); ++l) {
           const float* f = w.data + (o + l) * w.out_stride + i * w.in_stride;
           for (int tap = 0; tap < 9; ++tap) g[tap][l] = f[w.flipped ? 8 - tap : tap];
         }
-        for (int p = 0; p < PH; ++p)
+        for (int p = 0; p < N; ++p)
           for (int x = 0; x < 3; ++x)
             for (int l = 0; l < kLanes; ++l)
-              t[p][x][l] = Winograd<MH>::G[p][0] * g[x][l] + Winograd<MH>::G[p][1] * g[3 + x][l] +
-                           Winograd<MH>::G[p][2] * g[6 + x][l];
-        for (int p = 0; p < PH; ++p)
-          for (int q = 0; q < PW; ++q) {
+              t[p][x][l] =
+                  Winograd::G[p][0] * g[x][l] + Winograd::G[p][1] * g[3 + x][l] + Winograd::G[p][2] * g[6 + x][l];
+        for (int p = 0; p < N; ++p)
+          for (int q = 0; q < N; ++q) {
             for (int l = 0; l < kLanes; ++l)
-              r[l] = Winograd<MW>::G[q][0] * t[p][0][l] + Winograd<MW>::G[q][1] * t[p][1][l] +
-                     Winograd<MW>::G[q][2] * t[p][2][l];
-            float* to = u + ((p * PW + q) * w.in + i) * columns + o;
+              r[l] = Winograd::G[q][0] * t[p][0][l] + Winograd::G[q][1] * t[p][1][l] + Winograd::G[q][2] * t[p][2][l];
+            float* to = u + ((p * N + q) * w.in + i) * columns + o;
             for (int l = 0; l < kLanes; ++l) to[l] = static_cast<float>(r[l]);
           }
       }
@@ -57,15 +55,15 @@ struct WinogradConv {
     return P * (plane(in_stride(c)) + plane(round_up(k, kLanes))) + P * in_stride(c);
   }
 
-  static int64_t tiles_of(int64_t n, int64_t h, int64_t w) { return n * ((h + MH - 1) / MH) * ((w + MW - 1) / MW); }
+  static int64_t tiles_of(int64_t n, int64_t h, int64_t w) { return n * ((h + M - 1) / M) * ((w + M - 1) / M); }
   static int64_t items(int64_t n, int64_t h, int64_t w) { return (tiles_of(n, h, w) + kBlockTiles - 1) / kBlockTiles; }
 
   struct Tile {
     int64_t n, y, x;
   };
   static Tile tile_at(int64_t index, int64_t h, int64_t w) {
-    const int64_t across = (w + MW - 1) / MW, down = (h + MH - 1) / MH;
-    return {index / (across * down), index / across % down * MH, index % across * MW};
+    const int64_t across = (w + M - 1) / M, down = (h + M - 1) / M;
+    return {index / (across * down), index / across % down * M, index % across * M};
   }
 
   template <class T>
@@ -73,52 +71,52 @@ struct WinogradConv {
     const int64_t channels = in_stride(args.c), gap = plane(channels);
     const T* from = args.x.at(tile.n, tile.y - 1, tile.x - 1);
     int64_t row = args.x.stride_h, column = args.x.stride_w;
-    if (tile.y == 0 || tile.x == 0 || tile.y + MH >= args.h || tile.x + MW >= args.w || args.c < kLanes) {
+    if (tile.y == 0 || tile.x == 0 || tile.y + M >= args.h || tile.x + M >= args.w || args.c < kLanes) {
       std::memset(patch, 0, P * channels * sizeof(T));
-      for (int64_t r = 0; r < PH; ++r)
-        for (int64_t q = 0; q < PW; ++q) {
+      for (int64_t r = 0; r < N; ++r)
+        for (int64_t q = 0; q < N; ++q) {
           const int64_t y = tile.y - 1 + r, x = tile.x - 1 + q;
           if (y >= 0 && y < args.h && x >= 0 && x < args.w)
-            std::memcpy(patch + (r * PW + q) * channels, from + r * row + q * column, args.c * sizeof(T));
+            std::memcpy(patch + (r * N + q) * channels, from + r * row + q * column, args.c * sizeof(T));
         }
       from = patch;
-      row = PW * channels;
+      row = N * channels;
       column = channels;
     }
     for (int64_t first = 0; first < args.c; first += kLanes) {
       const int64_t c = vector_begin(first, args.c);
-      vf t[PH][PW];
+      vf t[N][N];
 #pragma GCC unroll 6
-      for (int q = 0; q < PW; ++q) {
-        vf d[PH], o[PH];
+      for (int q = 0; q < N; ++q) {
+        vf d[N], o[N];
 #pragma GCC unroll 6
-        for (int r = 0; r < PH; ++r) d[r] = load(from + r * row + q * column + c);
-        Winograd<MH>::input(d, o);
+        for (int r = 0; r < N; ++r) d[r] = load(from + r * row + q * column + c);
+        Winograd::input(d, o);
 #pragma GCC unroll 6
-        for (int r = 0; r < PH; ++r) t[r][q] = o[r];
+        for (int r = 0; r < N; ++r) t[r][q] = o[r];
       }
 #pragma GCC unroll 6
-      for (int r = 0; r < PH; ++r) {
-        vf o[PW];
-        Winograd<MW>::input(t[r], o);
+      for (int r = 0; r < N; ++r) {
+        vf o[N];
+        Winograd::input(t[r], o);
 #pragma GCC unroll 6
-        for (int q = 0; q < PW; ++q) store(v + (r * PW + q) * gap + c, o[q]);
+        for (int q = 0; q < N; ++q) store(v + (r * N + q) * gap + c, o[q]);
       }
     }
   }
 
   // `tiles` (at most M) rows of M = V U for one point and one block of columns.
-  template <int M, int N>
+  template <int Tiles, int Vectors>
   static void product(const float* v, int64_t v_stride, int64_t terms, const float* u, int64_t columns, float* m) {
     const int64_t chunks = (terms + kChunk - 1) / kChunk;
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t first = terms * i / chunks, last = terms * (i + 1) / chunks;
-      vf acc[M][N] = {};
-      gemm_tile<M, N>(v + first, v_stride, last - first, u + first * columns, columns, acc);
+      vf acc[Tiles][Vectors] = {};
+      gemm_tile<Tiles, Vectors>(v + first, v_stride, last - first, u + first * columns, columns, acc);
 #pragma GCC unroll 16
-      for (int t = 0; t < M; ++t)
+      for (int t = 0; t < Tiles; ++t)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) {
+        for (int j = 0; j < Vectors; ++j) {
           float* to = m + t * columns + j * kLanes;
           store(to, i == 0 ? acc[t][j] : load(to) + acc[t][j]);
         }
@@ -130,31 +128,31 @@ struct WinogradConv {
     for (int p = 0; p < P; ++p, v += plane(v_stride), m += plane(columns), u += c * columns)
       for (int64_t o = 0; o < columns; o += kTileVectors * kLanes)
         with_vectors((columns - o) / kLanes, [&](auto vectors) {
-          constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
-          static_assert(kBlockTiles % M == 0);
-          for (int64_t t = 0; t < tiles; t += M)
-            product<M, N>(v + t * v_stride, v_stride, c, u + o, columns, m + t * columns + o);
+          constexpr int count = decltype(vectors)::value, step = tile_pixels(count);
+          static_assert(kBlockTiles % step == 0);
+          for (int64_t t = 0; t < tiles; t += step)
+            product<step, count>(v + t * v_stride, v_stride, c, u + o, columns, m + t * columns + o);
         });
   }
 
   template <Activation activation, class T>
   static void transform_output(const Conv3x3Args<T>& args, Tile tile, const float* m) {
     const int64_t gap = plane(round_up(args.k, kLanes));
-    const int64_t rows = std::min<int64_t>(MH, args.h - tile.y), across = std::min<int64_t>(MW, args.w - tile.x);
+    const int64_t rows = std::min<int64_t>(M, args.h - tile.y), across = std::min<int64_t>(M, args.w - tile.x);
     for (int64_t first = 0; first < args.k; first += kLanes) {
       const int64_t c = vector_begin(first, args.k);
-      vf t[MH][PW], y[MH][MW];
+      vf t[M][N], y[M][M];
 #pragma GCC unroll 6
-      for (int q = 0; q < PW; ++q) {
-        vf d[PH], o[MH];
+      for (int q = 0; q < N; ++q) {
+        vf d[N], o[M];
 #pragma GCC unroll 6
-        for (int r = 0; r < PH; ++r) d[r] = load(m + (r * PW + q) * gap + c);
-        Winograd<MH>::output(d, o);
+        for (int r = 0; r < N; ++r) d[r] = load(m + (r * N + q) * gap + c);
+        Winograd::output(d, o);
 #pragma GCC unroll 6
-        for (int r = 0; r < MH; ++r) t[r][q] = o[r];
+        for (int r = 0; r < M; ++r) t[r][q] = o[r];
       }
 #pragma GCC unroll 6
-      for (int r = 0; r < MH; ++r) Winograd<MW>::output(t[r], y[r]);
+      for (int r = 0; r < M; ++r) Winograd::output(t[r], y[r]);
       for (int64_t r = 0; r < rows; ++r)
         finish_pixels<activation>(args, tile.n, tile.y + r, tile.x, c, across, y[r], 1);
     }
