@@ -6,7 +6,6 @@
 #pragma once
 
 #include "conv3x3_epilogue.inl"
-#include "gemm.inl"
 
 namespace fastsr::cpu {
 namespace {
@@ -80,23 +79,22 @@ struct DirectConv {
   template <Activation activation, class T>
   static void run_band(const Conv3x3Args<T>& args, const float* rows, int64_t n, int64_t first, int64_t last) {
     const int64_t columns = round_up(args.k, kLanes), size = row_size(args.c, args.w);
-    for (int64_t o = 0; o < columns; o += kTileVectors * kLanes)
-      with_vectors((columns - o) / kLanes, [&](auto vectors) {
-        constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
-        float sums[M * N * kLanes];
-        const int64_t end = std::min<int64_t>(args.k, o + N * kLanes);
-        for (int64_t y = first; y < last; ++y)
-          for (int64_t x = 0; x < args.w; x += M) {
-            accumulate<M, N>(rows + (y - first) * size + x * args.c, size, args.c, args.packed + o, columns, sums);
-            for (int64_t k = o; k < end; k += kLanes) {
-              // The lanes of a vector that is moved back must not be those of another block of columns.
-              const int64_t c = std::max(o, vector_begin(k, args.k));
-              vf pre[M];
-              for (int m = 0; m < M; ++m) pre[m] = load(sums + m * N * kLanes + (c - o));
-              finish_pixels<activation>(args, n, y, x, c, std::min<int64_t>(M, args.w - x), pre, 1);
-            }
+    over_columns(columns, [&](auto vectors, int64_t o) {
+      constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
+      float sums[M * N * kLanes];
+      const int64_t end = std::min<int64_t>(args.k, o + N * kLanes);
+      for (int64_t y = first; y < last; ++y)
+        for (int64_t x = 0; x < args.w; x += M) {
+          accumulate<M, N>(rows + (y - first) * size + x * args.c, size, args.c, args.packed + o, columns, sums);
+          for (int64_t k = o; k < end; k += kLanes) {
+            // The lanes of a vector that is moved back must not be those of another block of columns.
+            const int64_t c = std::max(o, vector_begin(k, args.k));
+            vf pre[M];
+            for (int m = 0; m < M; ++m) pre[m] = load(sums + m * N * kLanes + (c - o));
+            finish_pixels<activation>(args, n, y, x, c, std::min<int64_t>(M, args.w - x), pre, 1);
           }
-      });
+        }
+    });
   }
 
   template <class T>

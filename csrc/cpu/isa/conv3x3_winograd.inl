@@ -4,19 +4,18 @@
 //   V[p][tile][c] = B^T d B                the inputs of the 25 products
 //   M[p][tile][k] = sum_c V U[p][c][k]     25 small matrix products, 6 tiles x 4 vectors in registers
 //   y             = A^T M A, bias, activation, shortcut
-// The sum over c restarts every kChunk terms: partial sums stay short, which is where most of the error comes from.
-// Tiles whose input crosses the border are copied to a patch with zeros first.
+// The sum over c restarts every kWinogradChunk terms: partial sums stay short, which is where most of the error comes
+// from. Tiles whose input crosses the border are copied to a patch with zeros first.
 #pragma once
 
 #include "conv3x3_epilogue.inl"
-#include "gemm.inl"
 #include "winograd.inl"
 
 namespace fastsr::cpu {
 namespace {
 
-constexpr int kBlockTiles = 24;
-constexpr int64_t kChunk = 20;
+constexpr int kBlockTiles = kBlockPixels;
+constexpr int64_t kWinogradChunk = 20;
 
 struct WinogradConv {
   static constexpr int M = Winograd::kOutputs, N = Winograd::kPoints, P = N * N;
@@ -69,20 +68,7 @@ struct WinogradConv {
   template <class T>
   static void transform_input(const Conv3x3Args<T>& args, Tile tile, T* patch, float* v) {
     const int64_t channels = in_stride(args.c), gap = plane(channels);
-    const T* from = args.x.at(tile.n, tile.y - 1, tile.x - 1);
-    int64_t row = args.x.stride_h, column = args.x.stride_w;
-    if (tile.y == 0 || tile.x == 0 || tile.y + M >= args.h || tile.x + M >= args.w || args.c < kLanes) {
-      std::memset(patch, 0, P * channels * sizeof(T));
-      for (int64_t r = 0; r < N; ++r)
-        for (int64_t q = 0; q < N; ++q) {
-          const int64_t y = tile.y - 1 + r, x = tile.x - 1 + q;
-          if (y >= 0 && y < args.h && x >= 0 && x < args.w)
-            std::memcpy(patch + (r * N + q) * channels, from + r * row + q * column, args.c * sizeof(T));
-        }
-      from = patch;
-      row = N * channels;
-      column = channels;
-    }
+    const Window<T> x = window(args.x, args.c, args.h, args.w, tile.n, tile.y - 1, tile.x - 1, N, N, patch);
     for (int64_t first = 0; first < args.c; first += kLanes) {
       const int64_t c = vector_begin(first, args.c);
       vf t[N][N];
@@ -90,7 +76,7 @@ struct WinogradConv {
       for (int q = 0; q < N; ++q) {
         vf d[N], o[N];
 #pragma GCC unroll 6
-        for (int r = 0; r < N; ++r) d[r] = load(from + r * row + q * column + c);
+        for (int r = 0; r < N; ++r) d[r] = load(x.data + r * x.row + q * x.column + c);
         Winograd::input(d, o);
 #pragma GCC unroll 6
         for (int r = 0; r < N; ++r) t[r][q] = o[r];
@@ -105,34 +91,10 @@ struct WinogradConv {
     }
   }
 
-  // `tiles` (at most M) rows of M = V U for one point and one block of columns.
-  template <int Tiles, int Vectors>
-  static void product(const float* v, int64_t v_stride, int64_t terms, const float* u, int64_t columns, float* m) {
-    const int64_t chunks = (terms + kChunk - 1) / kChunk;
-    for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t first = terms * i / chunks, last = terms * (i + 1) / chunks;
-      vf acc[Tiles][Vectors] = {};
-      gemm_tile<Tiles, Vectors>(v + first, v_stride, last - first, u + first * columns, columns, acc);
-#pragma GCC unroll 16
-      for (int t = 0; t < Tiles; ++t)
-#pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) {
-          float* to = m + t * columns + j * kLanes;
-          store(to, i == 0 ? acc[t][j] : load(to) + acc[t][j]);
-        }
-    }
-  }
-
   static void products(const float* v, int64_t c, const float* u, int64_t k, float* m, int64_t tiles) {
     const int64_t columns = round_up(k, kLanes), v_stride = in_stride(c);
     for (int p = 0; p < P; ++p, v += plane(v_stride), m += plane(columns), u += c * columns)
-      for (int64_t o = 0; o < columns; o += kTileVectors * kLanes)
-        with_vectors((columns - o) / kLanes, [&](auto vectors) {
-          constexpr int count = decltype(vectors)::value, step = tile_pixels(count);
-          static_assert(kBlockTiles % step == 0);
-          for (int64_t t = 0; t < tiles; t += step)
-            product<step, count>(v + t * v_stride, v_stride, c, u + o, columns, m + t * columns + o);
-        });
+      block_product<kWinogradChunk>(v, v_stride, c, u, columns, m, tiles);
   }
 
   template <Activation activation, class T>
