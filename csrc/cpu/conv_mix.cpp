@@ -11,16 +11,14 @@ constexpr const char* kOp = "conv_mix";
 constexpr int64_t kPixelsPerTask = 192;
 struct MixScratch {};
 
-int64_t padded(int64_t channels) { return (channels + 15) / 16 * 16; }
-
 // [K, C, 1, 1] (or [C, 1, 3, 3] seen as [C, 9]) as [C][K], rows padded with zeros.
 Buffer<float> transposed_matrix(const Tensor& weight, int64_t rows, int64_t columns) {
   const Tensor w = float_parameter(weight);
   const float* from = float_data(w);
-  Buffer<float> to = make_buffer<float>(columns * padded(rows));
-  std::fill_n(to.get(), columns * padded(rows), 0.f);
+  Buffer<float> to = make_buffer<float>(columns * padded_channels(rows));
+  std::fill_n(to.get(), columns * padded_channels(rows), 0.f);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) to[c * padded(rows) + r] = from[r * columns + c];
+    for (int64_t c = 0; c < columns; ++c) to[c * padded_channels(rows) + r] = from[r * columns + c];
   return to;
 }
 

@@ -23,13 +23,25 @@ inline Tensor float_parameter(const Tensor& x) {
 }
 inline const float* float_data(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 
+// Channels in whole vectors of 16, which every instruction set can read.
+inline int64_t padded_channels(int64_t channels) { return (channels + 15) / 16 * 16; }
+
 // A vector padded with zeros to whole vectors of 16.
 inline Buffer<float> padded_vector(const Tensor& v) {
   const Tensor f = float_parameter(v);
-  const int64_t size = f.numel(), padded = (size + 15) / 16 * 16;
+  const int64_t size = f.numel(), padded = padded_channels(size);
   Buffer<float> to = make_buffer<float>(padded);
   std::fill(std::copy_n(float_data(f), size, to.get()), to.get() + padded, 0.f);
   return to;
+}
+
+// The first `count` numbers of `ranges` partial sums that are `step` apart, added in order.
+inline void sum_ranges(const float* sums, int64_t ranges, int64_t step, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    double total = 0;
+    for (int64_t r = 0; r < ranges; ++r) total += sums[r * step + i];
+    to[i] = static_cast<float>(total);
+  }
 }
 
 // Calls body(T{}) with the storage type of `x`.

@@ -33,8 +33,8 @@ struct DirectConv {
   static int64_t items(int64_t n, int64_t h, int64_t) { return n * bands(h); }
 
   // Rows [first - 1, last + 1) of image n as float, with zeros outside the image.
-  template <class T>
-  static void stage_rows(const Conv3x3Args<T>& args, int64_t n, int64_t first, int64_t last, float* to) {
+  template <class T, template <class> class Args>
+  static void stage_rows(const Args<T>& args, int64_t n, int64_t first, int64_t last, float* to) {
     const int64_t size = row_size(args.c, args.w);
     for (int64_t y = first - 1; y <= last; ++y, to += size) {
       std::memset(to, 0, size * sizeof(float));

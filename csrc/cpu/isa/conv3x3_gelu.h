@@ -41,8 +41,29 @@ struct Conv3x3Algorithm {
   void (*run_bf16)(const Conv3x3Args<BFloat16>&, float* scratch, int64_t item);
 };
 
+// The gradients of weight and bias from g = dy * act'(pre), [n, h, w][k padded to whole vectors of 16].
+template <class T>
+struct Conv3x3WeightGradient {
+  int64_t n, c, h, w, k;
+  ConvMap<const T> x;
+  const float* g;
+};
+
+struct Conv3x3WeightGradientKernels {
+  int64_t (*sums_size)(int64_t c, int64_t k);
+  int64_t (*scratch_size)(int64_t c, int64_t k, int64_t w);
+  int64_t (*items)(int64_t n, int64_t h, int64_t w);
+  // Adds items [first, last) to `sums`.
+  void (*run_f32)(const Conv3x3WeightGradient<float>&, float* scratch, float* sums, int64_t first, int64_t last);
+  void (*run_f16)(const Conv3x3WeightGradient<Half>&, float* scratch, float* sums, int64_t first, int64_t last);
+  void (*run_bf16)(const Conv3x3WeightGradient<BFloat16>&, float* scratch, float* sums, int64_t first, int64_t last);
+  // The total of `ranges` such sums in weight's layout, [k][c][9], for input channels [first, last).
+  void (*finish)(const float* sums, int64_t ranges, int64_t c, int64_t k, float* d_weight, int64_t first, int64_t last);
+};
+
 struct Conv3x3GeluKernels {
   Conv3x3Algorithm direct, winograd;
+  Conv3x3WeightGradientKernels direct_gradient;
 };
 
 }  // namespace fastsr::cpu

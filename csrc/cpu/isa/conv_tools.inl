@@ -114,5 +114,52 @@ void block_product(const float* x, int64_t x_stride, int64_t terms, const float*
   });
 }
 
+// d[i][o] += sum_p x[p][i] g[p][o]: the gradient of a matrix's weights over `pixels` pixels, for `rows` input channels.
+// Rows of d up to the next multiple of a tile are written, too, and as many elements of x are read.
+constexpr int64_t kGradientChunk = 64;
+constexpr int64_t gradient_rows(int64_t rows) {
+  return (rows + 2 * kTilePixels - 1) / (2 * kTilePixels) * 2 * kTilePixels;
+}
+
+void add_weight_gradient(const float* x, int64_t x_stride, int64_t rows, const float* g, int64_t columns,
+                         int64_t pixels, float* d) {
+  over_columns(columns, [&](auto vectors, int64_t o) {
+    constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
+    for (int64_t i = 0; i < rows; i += M)
+      for (int64_t first = 0; first < pixels; first += kGradientChunk) {
+        vf acc[M][N] = {};
+        const float *a = x + first * x_stride + i, *b = g + first * columns + o;
+        for (int64_t p = std::min(kGradientChunk, pixels - first); p > 0; --p, a += x_stride, b += columns) {
+          vf row[N];
+#pragma GCC unroll 4
+          for (int j = 0; j < N; ++j) row[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+          for (int m = 0; m < M; ++m) {
+            const vf value = splat(a[m]);
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) acc[m][j] += value * row[j];
+          }
+        }
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+          for (int j = 0; j < N; ++j) {
+            float* to = d + (i + m) * columns + o + j * kLanes;
+            store(to, load(to) + acc[m][j]);
+          }
+      }
+  });
+}
+
+// d[o] += sum_p g[p][o].
+void add_column_sums(const float* g, int64_t columns, int64_t pixels, float* d) {
+  for (int64_t o = 0; o < columns; o += kLanes)
+    for (int64_t first = 0; first < pixels; first += kGradientChunk) {
+      vf sum{};
+      for (int64_t p = first; p < std::min(pixels, first + kGradientChunk); ++p) sum += load(g + p * columns + o);
+      store(d + o, load(d + o) + sum);
+    }
+}
+
 }  // namespace
 }  // namespace fastsr::cpu
