@@ -50,6 +50,28 @@ FASTSR_INLINE Window<T> window(const ConvMap<const T>& map, int64_t c, int64_t h
   return {patch, columns * channels, channels};
 }
 
+// Copies pixels to a float block, unused lanes zero, or back.
+template <class T>
+void load_pixels(const ConvMap<const T>& map, int64_t n, int64_t h, int64_t w, int64_t channels, int64_t pixels,
+                 float* to, int64_t columns) {
+  for (int64_t i = 0; i < pixels; ++i) {
+    const T* from = map.at(n, h, w + i);
+    for (int64_t c = 0; c < channels; c += kLanes)
+      store(to + i * columns + c, load_first(from + c, std::min<int64_t>(kLanes, channels - c)));
+  }
+}
+template <class T>
+void store_pixels(const float* from, int64_t columns, const ConvMap<T>& map, int64_t n, int64_t h, int64_t w,
+                  int64_t channels, int64_t pixels) {
+  for (int64_t i = 0; i < pixels; ++i) {
+    T* to = map.at(n, h, w + i);
+    for (int64_t first = 0; first < channels; first += kLanes) {
+      const int64_t c = vector_begin(first, channels);
+      store_first(to + c, load(from + i * columns + c), channels - c);
+    }
+  }
+}
+
 // Calls body(constant) with the activation as a compile-time constant.
 template <class Body>
 FASTSR_INLINE void with_activation(int64_t activation, Body&& body) {
