@@ -15,8 +15,6 @@ struct ConvScratch {};
 // Winograd has 3.2 times fewer multiplications, but transforms to pay for: measured, it wins from 8 channels on both
 // sides on. In smaller images than 2 x 2 tiles it computes too many pixels that do not exist.
 const Conv3x3Algorithm& choose(int64_t c, int64_t k, int64_t h, int64_t w) {
-  const char* e = std::getenv("CONV_ALGO");
-  if (e) return e[0] == 'd' ? kernels().conv3x3_gelu.direct : kernels().conv3x3_gelu.winograd;
   const bool winograd = std::min(c, k) >= 8 && std::min(h, w) >= 6;
   return winograd ? kernels().conv3x3_gelu.winograd : kernels().conv3x3_gelu.direct;
 }
