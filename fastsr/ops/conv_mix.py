@@ -2,13 +2,84 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._define import define, empty_map, register_cpu
 from fastsr.reference import Activation
+
+_WEIGHTS = (
+    "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "
+    "int activation"
+)
+
+
+def _check(
+    x: Tensor,
+    shortcut: Tensor,
+    dw_weight: Tensor | None,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+    c5_weight: Tensor,
+    c5_bias: Tensor,
+    activation: str,
+) -> None:
+    _checks.feature_map("conv_mix", x)
+    _checks.same_shape("conv_mix", x, shortcut, "shortcut")
+    c = x.shape[1]
+    if (dw_weight is None) != (dw_bias is None):
+        raise InputError("conv_mix: only one of dw_weight and dw_bias is None; pass both or neither")
+    if dw_weight is not None and dw_bias is not None:
+        _checks.weight("conv_mix", x, dw_weight, "dw_weight", (c, 1, 3, 3))
+        _checks.weight("conv_mix", x, dw_bias, "dw_bias", (c,))
+    _checks.weight("conv_mix", x, pw_weight, "pw_weight", (c, c, 1, 1))
+    _checks.weight("conv_mix", x, pw_bias, "pw_bias", (c,))
+    _checks.weight("conv_mix", x, c5_weight, "c5_weight", (None, c, 1, 1))
+    _checks.weight("conv_mix", x, c5_bias, "c5_bias", (c5_weight.shape[0],))
+    _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
+
+
+def _fake(x: Tensor, shortcut: Tensor, *weights: Any) -> Tensor:
+    c5_weight = weights[4]
+    return empty_map(x, c5_weight.shape[0])
+
+
+def _fake_backward(grad: Tensor, x: Tensor, shortcut: Tensor, *weights: Any) -> tuple[Tensor, ...]:
+    # An absent depthwise convolution has an empty gradient.
+    parameters = [x.new_empty(0) if w is None else w.new_empty(w.shape) for w in weights[:6]]
+    return (empty_map(x, x.shape[1]), empty_map(x, x.shape[1]), *parameters)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.activation = activation
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    gradients = torch.ops.fastsr.conv_mix_backward(grad, *tensors, ctx.activation)
+    return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None)
+
+
+define(
+    "conv_mix",
+    f"(Tensor x, Tensor shortcut, {_WEIGHTS}) -> Tensor",
+    f"(Tensor grad, Tensor x, Tensor shortcut, {_WEIGHTS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register_cpu("conv_mix", (torch.float32, torch.float16, torch.bfloat16))
 
 
 def conv_mix(
@@ -42,20 +113,10 @@ def conv_mix(
         InputError: a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
-    _checks.feature_map("conv_mix", x)
-    _checks.same_shape("conv_mix", x, shortcut, "shortcut")
-    c = x.shape[1]
-    if (dw_weight is None) != (dw_bias is None):
-        raise InputError("conv_mix: only one of dw_weight and dw_bias is None; pass both or neither")
-    if dw_weight is not None and dw_bias is not None:
-        _checks.weight("conv_mix", x, dw_weight, "dw_weight", (c, 1, 3, 3))
-        _checks.weight("conv_mix", x, dw_bias, "dw_bias", (c,))
-    _checks.weight("conv_mix", x, pw_weight, "pw_weight", (c, c, 1, 1))
-    _checks.weight("conv_mix", x, pw_bias, "pw_bias", (c,))
-    _checks.weight("conv_mix", x, c5_weight, "c5_weight", (None, c, 1, 1))
-    _checks.weight("conv_mix", x, c5_bias, "c5_bias", (c5_weight.shape[0],))
-    _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
-    select("conv_mix", x)
-    return reference.conv_mix(
-        x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
-    )
+    _check(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation)
+    if select("conv_mix", x) == "reference":
+        return reference.conv_mix(
+            x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
+        )
+    code = _checks.ACTIVATIONS.index(activation)
+    return torch.ops.fastsr.conv_mix(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, code)

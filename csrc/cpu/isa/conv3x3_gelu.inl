@@ -1,10 +1,14 @@
 // conv3x3_gelu for one instruction set.
-#include "math.inl"
+#include "conv3x3_direct.inl"
+#include "conv3x3_direct_gradient.inl"
+#include "conv3x3_winograd.inl"
 
 namespace fastsr::cpu {
 namespace {
 
-constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() { return {}; }
+constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() {
+  return {DirectConv::algorithm(), WinogradConv::algorithm(), DirectGradient::kernels()};
+}
 
 }  // namespace
 }  // namespace fastsr::cpu
