@@ -2,6 +2,7 @@
 #pragma once
 
 #include "isa/conv_map.h"
+#include "isa/rows.h"
 #include "isa/types.h"
 #include "layout.h"
 #include "parallel.h"
@@ -22,9 +23,6 @@ inline Tensor float_parameter(const Tensor& x) {
   return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
 }
 inline const float* float_data(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
-
-// Channels in whole vectors of 16, which every instruction set can read.
-inline int64_t padded_channels(int64_t channels) { return (channels + 15) / 16 * 16; }
 
 // A vector padded with zeros to whole vectors of 16.
 inline Buffer<float> padded_vector(const Tensor& v) {
