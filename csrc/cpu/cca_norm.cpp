@@ -13,7 +13,7 @@ namespace fastsr::cpu {
 namespace {
 
 constexpr const char* kOp = "cca_norm";
-constexpr int64_t kStrip = 64;     // pixels that stay in the first-level cache for two passes
+constexpr int64_t kStrip = kCcaStrip;
 constexpr int64_t kMaxParts = 32;  // of all images; fixed, so that sums do not depend on the threads
 
 struct Shape {

@@ -5,6 +5,8 @@
 
 namespace fastsr::cpu {
 
+constexpr int64_t kCcaStrip = 64;  // the most pixels a call takes: they stay in the first-level cache
+
 // Mean and sum of squared deviations of `count` values, per channel.
 struct ChannelMoments {
   double count;

@@ -1,5 +1,5 @@
 // cca_norm for one instruction set: moments per channel, and per pixel the attention's scale, the norm and the
-// shortcut. One pixel's channels stay in the first-level cache between the passes of the norm.
+// shortcut. A strip's pixels stay in the first-level cache between the passes of the norm.
 //
 //   t = x * scale,  xhat = (t - mean_c(t)) * rstd,  y = xhat * weight + bias + shortcut
 //   g = grad * weight,  dt = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),  dx = dt * scale (+ add_statistics)
@@ -52,80 +52,116 @@ void cca_moments(const float* x, int64_t x_stride, int64_t pixels, int64_t chann
   into.count = count;
 }
 
-struct CcaPixelNorm {
-  float mean, rstd;
-};
-
-// Leaves t in `t`.
-FASTSR_INLINE CcaPixelNorm cca_pixel_norm(const float* x, const float* scale, int64_t channels, float eps, float* t) {
-  Sum<float> sum, squares;
-  over<float>(channels, [&](int64_t c, auto kind) {
-    const auto v = load_as(kind, x + c) * load_as(kind, scale + c);
-    store_as(kind, t + c, v);
-    sum.add(v);
-  });
-  const float mean = sum.total() / static_cast<float>(channels);
-  over<float>(channels, [&](int64_t c, auto kind) {
-    const auto d = load_as(kind, t + c) - mean;
-    squares.add(d * d);
-  });
-  return {mean, 1.f / std::sqrt(squares.total() / static_cast<float>(channels) + eps)};
-}
-
-void cca_forward(const CcaNormForward& a) {
-  for (int64_t p = 0; p < a.pixels; ++p) {
-    const float *x = a.x + p * a.x_stride, *shortcut = a.shortcut + p * a.shortcut_stride;
-    float* y = a.y + p * a.y_stride;
-    if (a.norm_weight == nullptr) {
-      over<float>(a.channels, [&](int64_t c, auto kind) {
-        store_as(kind, y + c, load_as(kind, x + c) * load_as(kind, a.scale + c) + load_as(kind, shortcut + c));
-      });
-      continue;
-    }
-    const CcaPixelNorm m = cca_pixel_norm(x, a.scale, a.channels, a.eps, y);
-    over<float>(a.channels, [&](int64_t c, auto kind) {
-      const auto xhat = (load_as(kind, y + c) - m.mean) * m.rstd;
-      store_as(kind, y + c,
-               xhat * load_as(kind, a.norm_weight + c) + load_as(kind, a.norm_bias + c) + load_as(kind, shortcut + c));
-    });
-  }
-}
-
 template <class Kind, class Value>
 FASTSR_INLINE void cca_add(Kind kind, float* sum, Value v) {
   store_as(kind, sum, load_as(kind, sum) + v);
 }
 
-void cca_backward(const CcaNormBackward& a) {
-  for (int64_t p = 0; p < a.pixels; ++p) {
-    const float *x = a.x + p * a.x_stride, *grad = a.grad + p * a.grad_stride;
-    float* dx = a.dx + p * a.dx_stride;
-    if (a.norm_weight == nullptr) {
-      over<float>(a.channels, [&](int64_t c, auto kind) {
-        const auto g = load_as(kind, grad + c);
-        cca_add(kind, a.d_scale + c, g * load_as(kind, x + c));
-        store_as(kind, dx + c, g * load_as(kind, a.scale + c));
-      });
-      continue;
-    }
-    const CcaPixelNorm m = cca_pixel_norm(x, a.scale, a.channels, a.eps, dx);
-    Sum<float> g_sum, gx_sum;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
-      const auto dy = load_as(kind, grad + c), xhat = (load_as(kind, dx + c) - m.mean) * m.rstd;
-      const auto g = dy * load_as(kind, a.norm_weight + c);
-      g_sum.add(g);
-      gx_sum.add(g * xhat);
-      cca_add(kind, a.d_weight + c, dy * xhat);
-      cca_add(kind, a.d_bias + c, dy);
+// Calls body with the number of channels, as a constant where it is the networks' 64: loops over it then unroll.
+template <class Body>
+FASTSR_INLINE void with_channels(int64_t channels, Body&& body) {
+  if (channels == 64)
+    body(std::integral_constant<int64_t, 64>{});
+  else
+    body(channels);
+}
+
+struct CcaStripNorm {
+  alignas(64) float mean[kCcaStrip], rstd[kCcaStrip];
+};
+
+// Mean and 1 / standard deviation of t at every pixel. Each loop over the pixels is free of long chains of dependent
+// operations, so that the processor overlaps the pixels.
+template <class Count>
+FASTSR_INLINE void cca_strip_norm(const float* x, int64_t x_stride, int64_t pixels, Count channels, const float* scale,
+                                  float eps, CcaStripNorm& norm) {
+  const float inverse = 1.f / static_cast<float>(static_cast<int64_t>(channels));
+  for (int64_t p = 0; p < pixels; ++p) {
+    Sum<float> sum;
+    over<float>(channels,
+                [&](int64_t c, auto kind) { sum.add(load_as(kind, x + p * x_stride + c) * load_as(kind, scale + c)); });
+    norm.mean[p] = sum.total() * inverse;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    Sum<float> squares;
+    over<float>(channels, [&](int64_t c, auto kind) {
+      const auto d = load_as(kind, x + p * x_stride + c) * load_as(kind, scale + c) - norm.mean[p];
+      squares.add(d * d);
     });
-    const float n = static_cast<float>(a.channels), g_mean = g_sum.total() / n, gx_mean = gx_sum.total() / n;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
-      const auto xhat = (load_as(kind, dx + c) - m.mean) * m.rstd;
-      const auto dt = m.rstd * (load_as(kind, grad + c) * load_as(kind, a.norm_weight + c) - g_mean - xhat * gx_mean);
-      cca_add(kind, a.d_scale + c, dt * load_as(kind, x + c));
-      store_as(kind, dx + c, dt * load_as(kind, a.scale + c));
+    norm.rstd[p] = squares.total() * inverse + eps;
+  }
+  for (int64_t p = 0; p < pixels; ++p) norm.rstd[p] = 1.f / std::sqrt(norm.rstd[p]);
+}
+
+template <class Count>
+FASTSR_INLINE void cca_forward_strip(const CcaNormForward& a, Count channels) {
+  CcaStripNorm norm;
+  if (a.norm_weight) cca_strip_norm(a.x, a.x_stride, a.pixels, channels, a.scale, a.eps, norm);
+  for (int64_t p = 0; p < a.pixels; ++p) {
+    const float *x = a.x + p * a.x_stride, *shortcut = a.shortcut + p * a.shortcut_stride;
+    float* y = a.y + p * a.y_stride;
+    over<float>(channels, [&](int64_t c, auto kind) {
+      const auto t = load_as(kind, x + c) * load_as(kind, a.scale + c), other = load_as(kind, shortcut + c);
+      store_as(kind, y + c,
+               a.norm_weight ? (t - norm.mean[p]) * norm.rstd[p] * load_as(kind, a.norm_weight + c) +
+                                   load_as(kind, a.norm_bias + c) + other
+                             : t + other);
     });
   }
+}
+
+void cca_forward(const CcaNormForward& a) {
+  with_channels(a.channels, [&](auto channels) { cca_forward_strip(a, channels); });
+}
+
+template <class Count>
+FASTSR_INLINE void cca_backward_strip(const CcaNormBackward& a, Count channels) {
+  const int pixels = static_cast<int>(std::min(a.pixels, kCcaStrip));
+  if (a.norm_weight == nullptr) {
+    for (int p = 0; p < pixels; ++p)
+      over<float>(channels, [&](int64_t c, auto kind) {
+        const auto g = load_as(kind, a.grad + p * a.grad_stride + c);
+        cca_add(kind, a.d_scale + c, g * load_as(kind, a.x + p * a.x_stride + c));
+        store_as(kind, a.dx + p * a.dx_stride + c, g * load_as(kind, a.scale + c));
+      });
+    return;
+  }
+  CcaStripNorm norm;
+  cca_strip_norm(a.x, a.x_stride, pixels, channels, a.scale, a.eps, norm);
+  const float inverse = 1.f / static_cast<float>(static_cast<int64_t>(channels));
+  float g_mean[kCcaStrip], gx_mean[kCcaStrip];
+  for (int p = 0; p < pixels; ++p) {
+    Sum<float> g_sum, gx_sum;
+    over<float>(channels, [&](int64_t c, auto kind) {
+      const auto t = load_as(kind, a.x + p * a.x_stride + c) * load_as(kind, a.scale + c);
+      const auto g = load_as(kind, a.grad + p * a.grad_stride + c) * load_as(kind, a.norm_weight + c);
+      g_sum.add(g);
+      gx_sum.add(g * ((t - norm.mean[p]) * norm.rstd[p]));
+    });
+    g_mean[p] = g_sum.total() * inverse;
+    gx_mean[p] = gx_sum.total() * inverse;
+  }
+  // Channels outside, pixels inside: the three sums stay in registers.
+  over<float>(a.channels, [&](int64_t c, auto kind) {
+    const auto scale = load_as(kind, a.scale + c), weight = load_as(kind, a.norm_weight + c);
+    auto d_weight = scale - scale, d_bias = d_weight, d_scale = d_weight;
+    for (int p = 0; p < pixels; ++p) {
+      const auto x = load_as(kind, a.x + p * a.x_stride + c), dy = load_as(kind, a.grad + p * a.grad_stride + c);
+      const auto xhat = (x * scale - norm.mean[p]) * norm.rstd[p];
+      const auto dt = norm.rstd[p] * (dy * weight - g_mean[p] - xhat * gx_mean[p]);
+      d_weight += dy * xhat;
+      d_bias += dy;
+      d_scale += dt * x;
+      store_as(kind, a.dx + p * a.dx_stride + c, dt * scale);
+    }
+    cca_add(kind, a.d_weight + c, d_weight);
+    cca_add(kind, a.d_bias + c, d_bias);
+    cca_add(kind, a.d_scale + c, d_scale);
+  });
+}
+
+void cca_backward(const CcaNormBackward& a) {
+  with_channels(a.channels, [&](auto channels) { cca_backward_strip(a, channels); });
 }
 
 void cca_add_statistics(const float* x, int64_t x_stride, float* dx, int64_t dx_stride, int64_t pixels,
