@@ -116,6 +116,7 @@ void gradient_rows(const BsconvBackward<T>& a, const StripTile& t, const Backwar
       ring.clear_pixels(b + r, last - ring_first, t.x1 + 1 - ring_first);
     }
   }
+  float* const ring_rows[kBackStep] = {ring.row(b), ring.row(b + 1)};
   for (int64_t g = 0; g < ring.groups; ++g) {
     const auto put = [&](int64_t r, int64_t x, vf pre) {
       const int64_t y = b + r;
@@ -127,7 +128,7 @@ void gradient_rows(const BsconvBackward<T>& a, const StripTile& t, const Backwar
         if (a.d_shortcut.data && y >= t.y0 && y < t.y1 && x >= t.x0 && x < t.x1)
           rows::store_group(a.d_shortcut.at(t.n, y, x), g, s.k, d);
       }
-      store(ring.row(y) + g * ring.pitch() + (x - ring_first) * kLanes, d);
+      store(ring_rows[r] + g * ring.pitch() + (x - ring_first) * kLanes, d);
     };
     if constexpr (activation == Activation::kNone) {
       for (int64_t r = 0; r < kBackStep; ++r)
@@ -142,7 +143,7 @@ void gradient_rows(const BsconvBackward<T>& a, const StripTile& t, const Backwar
       const int64_t at = g * scratch.u.pitch() + 2 * kLanes;
       float* sums = gradients + s.c * scratch.k + g * kGradientTaps * kLanes;
       branches::correlate<9>(
-          ring.row(b + r) + g * ring.pitch() + kLanes, t.x1 - t.x0, 9,
+          ring_rows[r] + g * ring.pitch() + kLanes, t.x1 - t.x0, 9,
           [=](int64_t tap) { return u_rows[r + tap / 3] + at + (tap % 3 - 1) * kLanes; }, sums, sums + 9 * kLanes);
     }
   }
