@@ -14,9 +14,13 @@ struct ConvScratch {};
 
 // Winograd has 3.2 times fewer multiplications, but transforms to pay for: measured, it wins from 8 channels on both
 // sides on. In smaller images than 2 x 2 tiles it computes too many pixels that do not exist.
+bool winograd_pays(int64_t c, int64_t k, int64_t h, int64_t w) { return std::min(c, k) >= 8 && std::min(h, w) >= 6; }
+
 const Conv3x3Algorithm& choose(int64_t c, int64_t k, int64_t h, int64_t w) {
-  const bool winograd = std::min(c, k) >= 8 && std::min(h, w) >= 6;
-  return winograd ? kernels().conv3x3_gelu.winograd : kernels().conv3x3_gelu.direct;
+  return winograd_pays(c, k, h, w) ? kernels().conv3x3_gelu.winograd : kernels().conv3x3_gelu.direct;
+}
+const Conv3x3WeightGradientKernels& choose_gradient(int64_t c, int64_t k, int64_t h, int64_t w) {
+  return winograd_pays(c, k, h, w) ? kernels().conv3x3_gelu.winograd_gradient : kernels().conv3x3_gelu.direct_gradient;
 }
 
 struct PackedConv {
@@ -144,7 +148,7 @@ Tensor input_gradient(const Tensor& x, const Tensor& weight, const float* g) {
 // Ranges of the image are summed separately and then together, in an order that depends on its size only.
 std::pair<Tensor, Tensor> weight_gradient(const Tensor& x, const Tensor& weight, const Tensor& bias, const float* g) {
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = weight.size(0);
-  const Conv3x3WeightGradientKernels& kernel = kernels().conv3x3_gelu.direct_gradient;
+  const Conv3x3WeightGradientKernels& kernel = choose_gradient(c, k, h, w);
   const int64_t items = kernel.items(n, h, w), size = kernel.sums_size(c, k);
   const int64_t ranges = std::clamp<int64_t>(n * h * w / kPixelsPerRange, 1, std::min(items, kMaxRanges));
   const Buffer<float> sums = make_buffer<float>(ranges * size);

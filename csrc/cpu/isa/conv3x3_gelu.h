@@ -63,7 +63,7 @@ struct Conv3x3WeightGradientKernels {
 
 struct Conv3x3GeluKernels {
   Conv3x3Algorithm direct, winograd;
-  Conv3x3WeightGradientKernels direct_gradient;
+  Conv3x3WeightGradientKernels direct_gradient, winograd_gradient;
 };
 
 }  // namespace fastsr::cpu

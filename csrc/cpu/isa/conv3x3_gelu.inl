@@ -1,13 +1,13 @@
 // conv3x3_gelu for one instruction set.
 #include "conv3x3_direct.inl"
 #include "conv3x3_direct_gradient.inl"
-#include "conv3x3_winograd.inl"
+#include "conv3x3_winograd_gradient.inl"
 
 namespace fastsr::cpu {
 namespace {
 
 constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() {
-  return {DirectConv::algorithm(), WinogradConv::algorithm(), DirectGradient::kernels()};
+  return {DirectConv::algorithm(), WinogradConv::algorithm(), DirectGradient::kernels(), WinogradGradient::kernels()};
 }
 
 }  // namespace

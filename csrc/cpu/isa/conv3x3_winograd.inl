@@ -65,8 +65,8 @@ struct WinogradConv {
     return {index / (across * down), index / across % down * M, index % across * M};
   }
 
-  template <class T>
-  static void transform_input(const Conv3x3Args<T>& args, Tile tile, T* patch, float* v) {
+  template <class T, template <class> class Args>
+  static void transform_input(const Args<T>& args, Tile tile, T* patch, float* v) {
     const int64_t channels = in_stride(args.c), gap = plane(channels);
     const Window<T> x = window(args.x, args.c, args.h, args.w, tile.n, tile.y - 1, tile.x - 1, N, N, patch);
     for (int64_t first = 0; first < args.c; first += kLanes) {

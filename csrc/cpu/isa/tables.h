@@ -9,7 +9,7 @@ namespace fastsr::cpu {
 // Segment k covers a / width in [k - 1/2, k + 1/2]; coefficient[degree][k] is of (a / width - k)^degree.
 struct PiecewiseTable {
   static constexpr int kDegree = 5, kSegments = 16;
-  static constexpr float kWidth = 0.36f;
+  static constexpr float kWidth = 0.4f;
   static constexpr float kLast = 15.49f;  // a / width beyond this is clamped: h and d have vanished
   alignas(64) float coefficient[kDegree + 1][kSegments];
 };

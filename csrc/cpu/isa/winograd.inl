@@ -41,6 +41,15 @@ struct Winograd {
     o[1] = A * da + B * db;
     o[2] = (m[4] + A2 * sa) + B2 * sb;
   }
+  // The transpose of `output`.
+  static FASTSR_INLINE void gradient(const vf (&g)[3], vf (&o)[5]) {
+    const vf ea = g[0] + A2 * g[2], eb = g[0] + B2 * g[2];
+    o[0] = ea + A * g[1];
+    o[1] = ea - A * g[1];
+    o[2] = eb + B * g[1];
+    o[3] = eb - B * g[1];
+    o[4] = g[2];
+  }
 };
 
 }  // namespace
