@@ -9,6 +9,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 constexpr int64_t kDirectRows = 4;
 constexpr int64_t kDirectChunk = 64;
@@ -111,5 +112,6 @@ struct DirectConv {
   }
 };
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

@@ -10,6 +10,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 struct DirectGradient {
   static int64_t columns_of(int64_t k) { return round_up(k, 16); }
@@ -54,5 +55,6 @@ struct DirectGradient {
   }
 };
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

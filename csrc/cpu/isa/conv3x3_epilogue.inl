@@ -10,6 +10,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 // The results of `count` neighbouring pixels of row (n, h) from w on, channels from c on; pre[i * step] has no bias
 // yet.
@@ -36,5 +37,6 @@ FASTSR_INLINE void finish_pixels(const Conv3x3Args<T>& args, int64_t n, int64_t 
     store_first(y, activate<activation>(pre[i * step] + bias) + load_first(s, valid), valid);
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

@@ -5,10 +5,12 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 constexpr Conv3x3GeluKernels conv3x3_gelu_kernels() {
   return {DirectConv::algorithm(), WinogradConv::algorithm(), DirectGradient::kernels(), WinogradGradient::kernels()};
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

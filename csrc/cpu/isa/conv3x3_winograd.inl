@@ -13,6 +13,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 constexpr int kBlockTiles = kBlockPixels;
 constexpr int64_t kWinogradChunk = 20;
@@ -140,5 +141,6 @@ struct WinogradConv {
   }
 };
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

@@ -10,6 +10,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 struct WinogradGradient {
   static constexpr int M = WinogradConv::M, N = WinogradConv::N, P = WinogradConv::P;
@@ -102,5 +103,6 @@ struct WinogradGradient {
   }
 };
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

@@ -4,6 +4,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 template <class T>
 constexpr ConvMixTyped<T> conv_mix_typed() {
@@ -15,5 +16,6 @@ constexpr ConvMixKernels conv_mix_kernels() {
           conv_mix_typed<BFloat16>()};
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

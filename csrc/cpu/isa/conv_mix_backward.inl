@@ -10,6 +10,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 ConvMixSums conv_mix_sums(int64_t c, int64_t k) {
   const int64_t columns = conv_mix_columns(c), out_columns = conv_mix_columns(k);
@@ -149,5 +150,6 @@ void conv_mix_finish_backward(const ConvMixGradient<T>& args, float* scratch, in
     }
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

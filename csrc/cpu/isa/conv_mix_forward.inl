@@ -10,6 +10,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 constexpr int64_t kMixChunk = 64;
 
@@ -90,5 +91,6 @@ void conv_mix_forward(const ConvMixArgs<T>& args, float* scratch, int64_t first,
   });
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

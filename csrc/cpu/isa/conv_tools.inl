@@ -6,6 +6,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 // Channels that do not fill a vector are done by a last vector that overlaps the one before it: the begin of the
 // vector at c, moved back where it would pass the end. Fewer channels than one vector go through a buffer.
@@ -183,5 +184,6 @@ void add_column_sums(const float* g, int64_t columns, int64_t pixels, float* d) 
     }
 }
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu

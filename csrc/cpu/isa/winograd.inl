@@ -14,6 +14,7 @@
 
 namespace fastsr::cpu {
 namespace {
+namespace conv {
 
 struct Winograd {
   static constexpr int kOutputs = 3, kPoints = 5;
@@ -52,5 +53,6 @@ struct Winograd {
   }
 };
 
+}  // namespace conv
 }  // namespace
 }  // namespace fastsr::cpu
