@@ -57,11 +57,12 @@ def test_outputs_and_gradients_are_within_twice_the_error_of_pytorch(name: str) 
     net = network(name)
     exact = run(copy.deepcopy(net).double(), image(torch.float64), "reference")
     plain, fused = run(net, image(), "reference"), run(net, image(), "auto")
-    # Errors of a small tensor scatter, so each tensor is held to its own error and to the net's typical one.
-    relative = {k: ((plain[k] - e).abs().max() / e.abs().max()).item() for k, e in exact.items()}
+    # The operators' own tests hold the largest error of each result. Behind a chain of operators the largest error of
+    # one small tensor is a matter of luck, so here it is the root mean square of the error, per tensor.
+    relative = {k: ((plain[k] - e).norm() / e.norm()).item() for k, e in exact.items()}
     typical = sorted(relative.values())[len(relative) // 2]
     for key, e in exact.items():
-        error = ((fused[key] - e).abs().max() / e.abs().max()).item()
+        error = ((fused[key] - e).norm() / e.norm()).item()
         allowed = 2 * max(relative[key], typical)
         assert error <= allowed, f"{key}: relative error {error:.2e} exceeds {allowed:.2e}"
 
