@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 NETS: dict[str, dict[str, Any]] = {
     "alkdnet": {"num_block": 2, "scale": 2},
-    "bsrn": {"num_block": 2, "scale": 3},
+    "bsrn": {"num_block": 1, "scale": 3},
     "mlrn": {"num_block": 2, "scale": 2},
-    "rlfn": {"num_block": 2, "scale": 4, "input_range": 1.0},
+    "rlfn": {"num_block": 1, "scale": 4, "input_range": 1.0},
 }
 
 
