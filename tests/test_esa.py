@@ -56,9 +56,13 @@ def case(
     return [feature_map(shape, layout, dtype), *weights]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-@pytest.mark.parametrize(("shape", "f", "padding"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "f", "padding", "dtype"),
+    # Half precision differs from float32 in how rows are loaded and stored only, and PyTorch's is slow: two cases each.
+    [(*c, torch.float32) for c in CASES] + [(*CASES[i], dtype) for i in (2, 4) for dtype in DTYPES[1:]],
+    ids=str,
+)
 def test_error_is_within_twice_that_of_pytorch(
     cpu_isa: str, shape: tuple[int, int, int, int], f: int, padding: int, form: type, dtype: torch.dtype
 ) -> None:

@@ -15,6 +15,7 @@ from fastsr import ops
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("none", "gelu", "leaky_relu")
 # channels of the inputs, output channels, batch, height, width
 SHAPES = [
     ((32, 32, 32, 32), 64, 1, 9, 13),
@@ -40,8 +41,9 @@ def case(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["none", "gelu", "leaky_relu"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "activation"), [(s, ACTIVATIONS[(i + j) % 3]) for i, s in enumerate(SHAPES) for j in (0, 1)], ids=str
+)
 def test_error_is_within_twice_that_of_pytorch(
     cpu_isa: str, shape: tuple[tuple[int, ...], int, int, int, int], activation: str, dtype: torch.dtype
 ) -> None:
