@@ -9,7 +9,7 @@ namespace fastsr::cpu {
 namespace {
 
 constexpr const char* kOp = "conv3x3_gelu";
-constexpr int64_t kPixelsPerRange = 1024, kMaxRanges = 64;  // of the weight gradient
+constexpr int64_t kPixelsPerRange = 2048, kMaxRanges = 64;  // of the weight gradient
 struct ConvScratch {};
 
 // Winograd has 3.2 times fewer multiplications, but transforms to pay for: measured, it wins from 8 channels on both

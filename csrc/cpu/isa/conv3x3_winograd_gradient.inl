@@ -74,10 +74,19 @@ struct WinogradGradient {
     }
   }
 
+  // to[o] = sum_p G[p][tap] from[p * step + o].
+  static void combine(const double* from, int64_t step, int64_t columns, int tap, double* to) {
+    for (int64_t o = 0; o < columns; ++o) {
+      double sum = 0;
+      for (int p = 0; p < N; ++p) sum += Winograd::G[p][tap] * from[p * step + o];
+      to[o] = sum;
+    }
+  }
+
   static void finish(const float* sums, int64_t ranges, int64_t c, int64_t k, float* d_weight, int64_t first,
                      int64_t last) {
     const int64_t columns = columns_of(k), step = sums_size(c, k);
-    std::vector<double> total(P * columns);
+    std::vector<double> total(P * columns), rows(N * 3 * columns), sum(columns);
     for (int64_t i = first; i < last; ++i) {
       std::fill(total.begin(), total.end(), 0.0);
       for (int64_t range = 0; range < ranges; ++range)
@@ -85,16 +94,13 @@ struct WinogradGradient {
           const float* from = sums + range * step + columns + p * plane(c, k) + i * columns;
           for (int64_t o = 0; o < columns; ++o) total[p * columns + o] += from[o];
         }
-      for (int tap = 0; tap < 9; ++tap)
-        for (int64_t o = 0; o < k; ++o) {
-          double sum = 0;
-          for (int r = 0; r < N; ++r) {
-            double row = 0;
-            for (int q = 0; q < N; ++q) row += Winograd::G[q][tap % 3] * total[(r * N + q) * columns + o];
-            sum += Winograd::G[r][tap / 3] * row;
-          }
-          d_weight[(o * c + i) * 9 + tap] = static_cast<float>(sum);
-        }
+      for (int r = 0; r < N; ++r)
+        for (int x = 0; x < 3; ++x)
+          combine(total.data() + r * N * columns, columns, columns, x, rows.data() + (r * 3 + x) * columns);
+      for (int tap = 0; tap < 9; ++tap) {
+        combine(rows.data() + tap % 3 * columns, 3 * columns, columns, tap / 3, sum.data());
+        for (int64_t o = 0; o < k; ++o) d_weight[(o * c + i) * 9 + tap] = static_cast<float>(sum[o]);
+      }
     }
   }
 
