@@ -57,17 +57,18 @@ def function(activation: Activation = "gelu") -> Callable[..., Tensor]:
 def test_twice_rule(cpu_isa: str, shape: tuple[int, int, int, int], k: int) -> None:
     case = SHAPES.index((shape, k))
     for i, dtype in enumerate(DTYPES):
-        for j, layout in enumerate(LAYOUTS):
+        # Layouts are handled alike for all dtypes: one each for the halves.
+        for j, layout in enumerate(LAYOUTS if dtype == torch.float32 else LAYOUTS[(case + i) % 5 :][:1]):
             tensors = inputs(shape, k, dtype, layout, depthwise=(i + j) % 3 != 2)
             assert_twice_rule(function(ACTIVATIONS[(case + i + j) % 2]), tensors)
 
 
 @pytest.mark.parametrize(("shape", "k"), (((1, 1, 5, 5), 1), ((1, 3, 6, 25), 7)))
 def test_twice_rule_over_many_draws_of_few_channels(cpu_isa: str, shape: tuple[int, int, int, int], k: int) -> None:
-    """A bias gradient of one channel is one number, so its error in one draw is chance: compare the largest of 40."""
+    """A bias gradient of one channel is one number, so its error in one draw is chance: compare the largest of 16."""
     errors: dict[str, list[float]] = {"cpu": [], "reference": []}
     scales: list[float] = []
-    for seed in range(40):
+    for seed in range(16):
         torch.manual_seed(seed)
         tensors = [torch.randn_like(t) for t in inputs(shape, k)]
         exact = results(function(), [t.double() for t in tensors], "reference")

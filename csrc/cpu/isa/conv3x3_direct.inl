@@ -92,7 +92,7 @@ struct DirectConv {
             const int64_t c = std::max(o, vector_begin(k, args.k));
             vf pre[M];
             for (int m = 0; m < M; ++m) pre[m] = load(sums + m * N * kLanes + (c - o));
-            finish_pixels<activation>(args, n, y, x, c, std::min<int64_t>(M, args.w - x), pre, 1);
+            finish_pixels<activation>(args, n, y, x, c, std::min<int64_t>(M, args.w - x), pre);
           }
         }
     });

@@ -4,37 +4,34 @@
 //   gradient   g = dy * act'(pre)
 #pragma once
 
-#pragma once
-
 #include "conv_tools.inl"
 
 namespace fastsr::cpu {
 namespace {
 namespace conv {
 
-// The results of `count` neighbouring pixels of row (n, h) from w on, channels from c on; pre[i * step] has no bias
-// yet.
+// The results of `count` neighbouring pixels of row (n, h) from w on, channels from c on; `pre` has no bias yet.
 template <Activation activation, class T>
 FASTSR_INLINE void finish_pixels(const Conv3x3Args<T>& args, int64_t n, int64_t h, int64_t w, int64_t c, int64_t count,
-                                 const vf* pre, int64_t step) {
+                                 const vf* pre) {
   const vf bias = load(args.bias + c);
   const int64_t valid = args.k - c;
   if (args.dy.data) {
     const T* dy = args.dy.at(n, h, w) + c;
     float* g = args.g.at(n, h, w) + c;
     for (int64_t i = 0; i < count; ++i, dy += args.dy.stride_w, g += args.g.stride_w)
-      store_first(g, load_first(dy, valid) * activate_grad<activation>(pre[i * step] + bias), valid);
+      store_first(g, load_first(dy, valid) * activate_grad<activation>(pre[i] + bias), valid);
     return;
   }
   T* y = args.y.at(n, h, w) + c;
   if (!args.shortcut.data) {
     for (int64_t i = 0; i < count; ++i, y += args.y.stride_w)
-      store_first(y, activate<activation>(pre[i * step] + bias), valid);
+      store_first(y, activate<activation>(pre[i] + bias), valid);
     return;
   }
   const T* s = args.shortcut.at(n, h, w) + c;
   for (int64_t i = 0; i < count; ++i, y += args.y.stride_w, s += args.shortcut.stride_w)
-    store_first(y, activate<activation>(pre[i * step] + bias) + load_first(s, valid), valid);
+    store_first(y, activate<activation>(pre[i] + bias) + load_first(s, valid), valid);
 }
 
 }  // namespace conv

@@ -116,8 +116,7 @@ struct WinogradConv {
       }
 #pragma GCC unroll 6
       for (int r = 0; r < M; ++r) Winograd::output(t[r], y[r]);
-      for (int64_t r = 0; r < rows; ++r)
-        finish_pixels<activation>(args, tile.n, tile.y + r, tile.x, c, across, y[r], 1);
+      for (int64_t r = 0; r < rows; ++r) finish_pixels<activation>(args, tile.n, tile.y + r, tile.x, c, across, y[r]);
     }
   }
 

@@ -1,4 +1,4 @@
-// GELU, its derivative and the logistic function on vectors of float. Absolute errors are below 1.2e-7 everywhere; NaN stays NaN.
+// GELU, its derivative and the logistic function on vectors of float. Absolute errors are below 1.2e-7; NaN stays NaN.
 #pragma once
 
 #include "vec.h"
