@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsr._dispatch import exporting
+from fastsr._dispatch import current_backend, exporting
 from fastsr.errors import InputError
 from fastsr.ops import output_format
 
@@ -54,7 +54,9 @@ class SuperResolutionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_image(x)
-        if exporting():  # an exported graph leaves layouts to whatever runs it
+        # The kernels work on channels-last maps. An exported graph leaves layouts to whatever runs it, and the
+        # forced reference is the plain network in the caller's layout.
+        if exporting() or current_backend() == "reference":
             return self.enlarge(x)
         y = self.enlarge(x.contiguous(memory_format=torch.channels_last))
         return y.contiguous(memory_format=output_format(x))
