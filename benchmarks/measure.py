@@ -13,6 +13,7 @@ from benchmarks.cases import Case
 from benchmarks.peers import PeerMissing, Run
 
 FASTSR = "fastsr"
+PAUSE = 0.05  # seconds; the thread pools of some peers spin on for a while after a run and would slow the next peer
 
 
 def _flat(result: Any) -> list[torch.Tensor]:
@@ -41,7 +42,8 @@ def compare(
     """Time every peer on `case`.
 
     Each peer is built, run once and compared with `expected`; a wrong result gets no time. Then the peers take turns,
-    so that a busy phase of the machine falls on all of them, until `seconds` are spent and each ran 5 times at least.
+    so that a busy phase of the machine falls on all of them, until `seconds` are spent and each was timed 5 times at
+    least. A turn is a pause, a run that is not timed and one that is.
 
     Returns:
         Per peer: ms (median), p20, p80, runs; or `reason` for one that is missing, failed or wrong.
@@ -69,6 +71,8 @@ def compare(
     begin = time.perf_counter()
     while runs and (time.perf_counter() - begin < seconds or min(map(len, times.values())) < 5):
         for name, run in runs.items():
+            time.sleep(PAUSE)
+            run()
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
