@@ -43,7 +43,8 @@ def compare(
 
     Each peer is built, run once and compared with `expected`; a wrong result gets no time. Then the peers take turns,
     so that a busy phase of the machine falls on all of them, until `seconds` are spent and each was timed 5 times at
-    least. A turn is a pause, a run that is not timed and one that is.
+    least. A turn is a pause, a run that is not timed and one that is. Gradients of an L1 loss want a wider tolerance
+    than outputs: where output and target nearly meet, rounding decides the sign.
 
     Returns:
         Per peer: ms (median), p20, p80, runs; or `reason` for one that is missing, failed or wrong.
