@@ -90,7 +90,7 @@ def measure_job(group: str, name: str, case: Case | None, seconds: float) -> dic
         rows = {peer: memory.measure(peer, name, "640x360") for peer in FORWARD}
         return {"group": group, "case": f"{name} 640x360", "peers": rows}
     if group == "train":
-        rows = compare(case, TRAINING, torch_training("reference", False, False)(case), seconds, tolerance=0.02)
+        rows = compare(case, TRAINING, torch_training("reference", False, False)(case), seconds, tolerance=0.05)
     else:
         rows = compare(case, FORWARD, torch_forward("reference", False, False)(case), seconds)
     work = fastsr.complexity(case.build(), *case.shape[2:]).macs * case.shape[0] if group == "models" else None
