@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -56,3 +57,14 @@ print(fastsr.info()['libraries']['cpu'])
     )
     assert done.returncode == 0, done.stderr
     assert "FASTSR_BUILD=1" in done.stdout
+
+
+@pytest.mark.parametrize("file", ("portable.cpp", "tables.cpp", "avx2.cpp", "avx512.cpp"))
+def test_kernels_compile_for_arm(file: str) -> None:
+    """The x86 files must be empty there, the portable kernels whole."""
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-Wno-psabi", str(ROOT / "csrc/cpu/isa" / file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
