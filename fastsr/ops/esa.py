@@ -21,7 +21,9 @@ def esa_min_size(conv2_padding: int) -> int:
 
 
 def _check_weights(x: Tensor, weights: ESAWeights) -> None:
-    c, f = x.shape[1], weights.conv1_weight.shape[0]
+    c = x.shape[1]
+    _checks.weight("esa", x, weights.conv1_weight, "conv1_weight", (None, c, 1, 1))
+    f = weights.conv1_weight.shape[0]
     shapes: dict[str, tuple[int, ...]] = {"conv1_weight": (f, c, 1, 1), "conv_f_weight": (f, f, 1, 1)}
     shapes["conv4_weight"] = (c, f, 1, 1)
     for name, value in weights._asdict().items():
