@@ -14,6 +14,7 @@ from fastsr.errors import (
     InputError,
     UnknownModelError,
 )
+from fastsr.freeze import FrozenNet, freeze
 from fastsr.models import (
     BSRN,
     MLRN,
@@ -42,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "Complexity",
     "FastsrError",
+    "FrozenNet",
     "ImageError",
     "InputError",
     "UnknownModelError",
@@ -52,6 +54,7 @@ __all__ = [
     "complexity",
     "create_model",
     "current_backend",
+    "freeze",
     "info",
     "list_models",
     "load",

@@ -37,6 +37,14 @@ class _DistillationBlock(nn.Module):
         y = self.esa(ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5)))
         return self.cca(y, x, self.pixel_norm)
 
+    def pack(self) -> None:
+        """Pack the weights of the parts that gain by it; later changes of them have no effect."""
+        stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d), (self.c4, None))
+        for conv, distil in stages:
+            if isinstance(conv, ALKConv):
+                conv.pack(distil)
+        self.esa.pack()
+
 
 class ALKDB(_DistillationBlock):
     """Asymmetric large-kernel distillation block (ALKDNet, section 3.2)."""

@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
@@ -70,9 +70,30 @@ define(
     backward=_backward,
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
+define_packed(
+    "esa",
+    "(Tensor[] weights) -> Tensor",
+    {"esa_packed": "(Tensor x, Tensor packed, int conv2_padding) -> Tensor"},
+    {"esa_packed": lambda x, packed, conv2_padding: empty_map(x, x.shape[1])},
+)
 
 
-def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
+def pack_esa(weights: ESAWeights) -> Tensor | None:
+    """Weights in the order in which the CPU kernel reads them, for `packed` of `esa`; folded in the blueprint form.
+
+    There conv2's pointwise and conv_f, both linear, become part of conv1, one 1x1 from C to 2 f channels.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("esa", weights.conv1_weight):
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.esa_pack(list(weights))
+
+
+def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tensor | None = None) -> Tensor:
     """Enhanced spatial attention: x times a sigmoid gate from a small, strided side path.
 
     The plain form is RLFN's (its section 3.2) and MLRN's (equation 5), the blueprint form BSRN's (section 3.3) and
@@ -82,6 +103,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
         x: [N, C, H, W] with H and W at least 15 (13 with `conv2_padding` 1).
         weights: PlainESAWeights or BlueprintESAWeights; the type chooses the form.
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
+        packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -95,10 +117,12 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
         raise InputError(f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights")
     if conv2_padding not in (0, 1):
         raise InputError(f"esa: conv2_padding is {conv2_padding}; pass 0 or 1")
-    _check_weights(x, weights)
     least = esa_min_size(conv2_padding)
     if x.shape[2] < least or x.shape[3] < least:
         raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
+    if takes_packed("esa", packed, x, *weights):
+        return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
+    _check_weights(x, weights)
     if select("esa", x) == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     return torch.ops.fastsr.esa(x, list(weights), conv2_padding)

@@ -28,8 +28,8 @@ void esa_gate_backward(const EsaGate& a, const float* grad, int64_t grad_stride)
   }
 }
 
-void esa_depthwise(const float* const rows[3], const float* taps, const float* bias, float* y, int64_t pixels,
-                   int64_t stride, int64_t f) {
+void esa_depthwise(const float* const rows[3], int64_t step, const float* taps, const float* bias, float* y,
+                   int64_t pixels, int64_t stride, int64_t f) {
   for (int64_t c = 0; c < f; c += kLanes) {
     vf w[9];
 #pragma GCC unroll 9
@@ -37,11 +37,11 @@ void esa_depthwise(const float* const rows[3], const float* taps, const float* b
     const vf b = load(bias + c);
     for (int64_t p = 0; p < pixels; ++p) {
       vf even = b, odd{};
-      const int64_t at = p * stride * f + c;
+      const int64_t at = p * stride * step + c;
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i)
 #pragma GCC unroll 3
-        for (int j = 0; j < 3; ++j) (i == 1 ? odd : even) += w[i * 3 + j] * load(rows[i] + at + j * f);
+        for (int j = 0; j < 3; ++j) (i == 1 ? odd : even) += w[i * 3 + j] * load(rows[i] + at + j * step);
       store(y + p * f + c, even + odd);
     }
   }
@@ -114,11 +114,12 @@ void esa_add_scaled(float a, const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(y + i, load(y + i) + a * load(x + i));
 }
 
-void esa_add_enlarged(const float* x, const BilinearTap* taps, float* y, int64_t pixels, int64_t f) {
+void esa_add_enlarged(const float* x, const BilinearTap* taps, const float* y, int64_t y_stride, float* z,
+                      int64_t pixels, int64_t f) {
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < f; c += kLanes) {
       const vf v = taps[p].first * load(x + taps[p].i * f + c) + taps[p].second * load(x + taps[p].j * f + c);
-      store(y + p * f + c, load(y + p * f + c) + v);
+      store(z + p * f + c, load(y + p * y_stride + c) + v);
     }
 }
 
