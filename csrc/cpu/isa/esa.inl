@@ -4,13 +4,11 @@
 namespace fastsr::cpu {
 namespace {
 
-FASTSR_INLINE float sigmoid(float x) { return sigmoid(splat(x))[0]; }
-
 void esa_gate(const EsaGate& a) {
   for (int64_t p = 0; p < a.pixels; ++p) {
     const float *x = a.x + p * a.x_stride, *gate = a.gate + p * a.gate_stride;
     float* y = a.y + p * a.y_stride;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
+    over_parts(a.channels, [&](int64_t c, auto kind) {
       store_as(kind, y + c, load_as(kind, x + c) * sigmoid(load_as(kind, gate + c)));
     });
   }
@@ -20,7 +18,7 @@ void esa_gate_backward(const EsaGate& a, const float* grad, int64_t grad_stride)
   for (int64_t p = 0; p < a.pixels; ++p) {
     const float *x = a.x + p * a.x_stride, *g = grad + p * grad_stride;
     float *y = a.y + p * a.y_stride, *gate = a.gate + p * a.gate_stride;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
+    over_parts(a.channels, [&](int64_t c, auto kind) {
       const auto s = sigmoid(load_as(kind, gate + c)), dy = load_as(kind, g + c) * s;
       store_as(kind, gate + c, dy * load_as(kind, x + c) * (1.f - s));
       store_as(kind, y + c, dy);
@@ -135,7 +133,7 @@ void esa_add_reduced(const float* y, const BilinearTap* taps, float* x, int64_t 
 
 void esa_add_rows(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t pixels, int64_t channels) {
   for (int64_t p = 0; p < pixels; ++p)
-    over<float>(channels, [&](int64_t c, auto kind) {
+    over_parts(channels, [&](int64_t c, auto kind) {
       float* at = y + p * y_stride + c;
       store_as(kind, at, load_as(kind, at) + load_as(kind, x + p * x_stride + c));
     });
