@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from fastsr.errors import InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
+from fastsr.models.base import SuperResolutionNet
 from fastsr.patch.parts import PARTS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -148,8 +149,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _pack(module: nn.Module) -> None:
-    """Let every part below `module` that can pack its weights do so; a block does it for its children."""
-    pack = getattr(module, "pack", None) if isinstance(module, PARTS) else None
+    """Let every part below `module` that can pack its weights do so; one that can does it for all below it."""
+    pack = getattr(module, "pack", None) if isinstance(module, (*PARTS, SuperResolutionNet)) else None
     if pack is not None:
         pack()
         return

@@ -64,7 +64,10 @@ def test_weights_are_packed_and_the_head_folded(cpu_kernels: None) -> None:
     parts = [m for m in net.modules() if isinstance(m, ALKConv | BlueprintESA)]
     assert len(parts) == 2 * 5 + 1
     assert all(m.packed is not None for m in parts)
-    assert all(m.packed is not None for m in fastsr.freeze(network("mlrn")).modules() if isinstance(m, PlainESA))
+    for name, convolutions in (("mlrn", 2 + 2 * 2), ("rlfn", 2 + 3)):
+        parts = list(fastsr.freeze(network(name)).modules())
+        assert all(m.packed is not None for m in parts if isinstance(m, PlainESA))
+        assert sum(isinstance(m, nn.Conv2d) and vars(m).get("packed") is not None for m in parts) == convolutions
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -185,7 +188,7 @@ def test_layouts_and_shapes(name: str, shape: tuple[int, int, int, int]) -> None
 @pytest.mark.parametrize("name", NETS)
 def test_moved_to_another_dtype(name: str) -> None:
     """`.to` gives what `freeze` with that dtype gives, but for the head, which that folds after rounding."""
-    net = network(name)
+    net = network(name, num_block=1)
     half, converted = fastsr.freeze(net, torch.bfloat16), fastsr.freeze(net).to(torch.bfloat16)
     a, b = (outputs(n, image(torch.bfloat16)).float() for n in (half, converted))
     assert (a - b).square().mean() <= 1e-4 * a.square().mean()
@@ -326,6 +329,16 @@ def test_packed_operators_refuse_what_does_not_fit(cpu_kernels: None) -> None:
     for bad in (plain, esa, stage[:-16]):
         with pytest.raises(RuntimeError, match="alk_stage_packed: packed"):
             call.alk_stage_packed(x, bad, 4, 1e-6)
+    dense = ops.pack_conv3x3_gelu(torch.rand(12, 8, 3, 3), torch.rand(12))
+    assert dense is not None
+    for bad in (plain, esa, dense[:-1], dense[:40]):
+        with pytest.raises(RuntimeError, match="conv3x3_gelu_packed: packed"):
+            call.conv3x3_gelu_packed(x, bad, 12, None, 0)
+    for shortcut in (x, torch.rand(1, 12, 16, 15), torch.rand(1, 12, 16, 16).half()):
+        with pytest.raises(RuntimeError, match="conv3x3_gelu_packed: shortcut"):
+            call.conv3x3_gelu_packed(x, dense, 12, shortcut, 0)
+    with pytest.raises(RuntimeError, match="activation has code 3"):
+        call.conv3x3_gelu_packed(x, dense, 12, None, 3)
     for bad in (plain, esa[:-1], esa[:40]):
         with pytest.raises(RuntimeError, match="esa_packed: packed"):
             call.esa_packed(wide, bad, 1)
@@ -339,6 +352,21 @@ def test_packed_operators_refuse_what_does_not_fit(cpu_kernels: None) -> None:
         call.alk_conv_packed(x, damaged, 8, 1e-6, 0)
 
 
+@pytest.mark.parametrize("channels", [(3, 16), (16, 20)], ids=["direct", "winograd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_packed_convolution_is_the_convolution(cpu_isa: str, dtype: torch.dtype, channels: tuple[int, int]) -> None:
+    c, k = channels
+    w, b = torch.randn(k, c, 3, 3).to(dtype), torch.randn(k).to(dtype)
+    packed = ops.pack_conv3x3_gelu(w, b)
+    for size in ((4, 9), (6, 6), (19, 35)):
+        x, shortcut = torch.randn(2, c, *size).to(dtype), torch.randn(2, k, *size).to(dtype)
+        assert torch.equal(
+            ops.conv3x3_gelu(x, w, b, shortcut=shortcut, packed=packed), ops.conv3x3_gelu(x, w, b, shortcut=shortcut)
+        )
+    with pytest.raises(fastsr.InputError, match="conv3x3_gelu: shortcut has shape"):
+        ops.conv3x3_gelu(x, w, b, shortcut=shortcut[..., 1:], packed=packed)
+
+
 def test_packed_weights_are_left_where_autograd_records() -> None:
     conv = ALKConv(8, 8, 5)
     packed = ops.pack_alk_conv(conv.weights())
@@ -349,12 +377,14 @@ def test_packed_weights_are_left_where_autograd_records() -> None:
 def test_opcheck(cpu_kernels: None) -> None:
     conv = ALKConv(8, 8, 5).requires_grad_(False)
     x, d = torch.rand(2, 8, 15, 16), (torch.rand(3, 8, 1, 1), torch.rand(3))
+    dense = ops.pack_conv3x3_gelu(torch.rand(8, 8, 3, 3), torch.rand(8))
     for layout in (torch.contiguous_format, torch.channels_last):
         x = x.contiguous(memory_format=layout)
         for op, arguments in (
             (torch.ops.fastsr.alk_conv_packed, (x, ops.pack_alk_conv(conv.weights()), 8, 1e-6, 1)),
             (torch.ops.fastsr.alk_stage_packed, (x, ops.pack_alk_conv(conv.weights(), *d), 3, 1e-6)),
             (torch.ops.fastsr.esa_packed, (x, ops.pack_esa(esa_weights(c=8)), 1)),
+            (torch.ops.fastsr.conv3x3_gelu_packed, (x, dense, 8, x, 1)),
         ):
             torch.library.opcheck(op.default, arguments)
 

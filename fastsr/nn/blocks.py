@@ -6,7 +6,16 @@ from torch import Tensor, nn
 
 from fastsr import ops
 from fastsr.nn.attention import CCA, BlueprintESA, PlainESA
-from fastsr.nn.layers import ALKConv, BSConvU, PixelNorm, conv3x3, conv_bias, depthwise
+from fastsr.nn.layers import (
+    ALKConv,
+    BSConvU,
+    PixelNorm,
+    conv3x3,
+    conv_bias,
+    depthwise,
+    fused_conv3x3,
+    pack_conv3x3,
+)
 from fastsr.reference import Activation
 
 
@@ -92,10 +101,16 @@ class RLFB(nn.Module):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation="leaky_relu")
-        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation="leaky_relu")
-        y = ops.conv3x3_gelu(y, self.c3_r.weight, conv_bias(self.c3_r), activation="leaky_relu", shortcut=x)
+        y = fused_conv3x3(self.c1_r, x, "leaky_relu")
+        y = fused_conv3x3(self.c2_r, y, "leaky_relu")
+        y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
         return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
+
+    def pack(self) -> None:
+        """As in the distillation blocks."""
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            pack_conv3x3(conv)
+        self.esa.pack()
 
 
 class MLRB(nn.Module):
@@ -127,11 +142,11 @@ class MLRB(nn.Module):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation=self.activation)
+        y = fused_conv3x3(self.c1_r, x, self.activation)
         if self.pwc is None:
-            y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x)
+            y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
             return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
-        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation)
+        y = fused_conv3x3(self.c2_r, y, self.activation)
         y = ops.conv_mix(
             y,
             x,
@@ -144,3 +159,9 @@ class MLRB(nn.Module):
             activation=self.activation,
         )
         return self.esa(y)
+
+    def pack(self) -> None:
+        """As in the distillation blocks."""
+        for conv in (self.c1_r, self.c2_r):
+            pack_conv3x3(conv)
+        self.esa.pack()

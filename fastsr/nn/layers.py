@@ -46,6 +46,19 @@ def conv_bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
+def fused_conv3x3(
+    conv: nn.Conv2d, x: Tensor, activation: Activation = "none", shortcut: Tensor | None = None
+) -> Tensor:
+    """act(conv(x)) + shortcut in one operator (`fastsr.ops.conv3x3_gelu`)."""
+    packed = conv.__dict__.get("packed")
+    return ops.conv3x3_gelu(x, conv.weight, conv_bias(conv), activation=activation, shortcut=shortcut, packed=packed)
+
+
+def pack_conv3x3(conv: nn.Conv2d) -> None:
+    """Pack the weights for `fused_conv3x3`; later changes of them have no effect."""
+    conv.__dict__["packed"] = ops.pack_conv3x3_gelu(conv.weight, conv_bias(conv))
+
+
 class BSConvU(nn.Module):
     """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
 

@@ -5,7 +5,7 @@ from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.cca_norm import cca_norm
-from fastsr.ops.conv3x3_gelu import conv3x3_gelu
+from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
 from fastsr.ops.pixel_norm import pixel_norm
@@ -26,6 +26,7 @@ __all__ = [
     "esa",
     "output_format",
     "pack_alk_conv",
+    "pack_conv3x3_gelu",
     "pack_esa",
     "pixel_norm",
     "pointwise",
