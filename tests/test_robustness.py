@@ -23,8 +23,12 @@ pytestmark = pytest.mark.usefixtures("cpu_kernels")
 OPERATORS = tuple(BUILDERS)
 
 
+def operator_of(name: str) -> str:
+    return name.removesuffix("_plain").removesuffix("_blueprint")
+
+
 def test_every_operator_has_a_case() -> None:
-    assert {name.removesuffix("_plain").removesuffix("_blueprint") for name in BUILDERS} == set(_dispatch.OPERATORS)
+    assert {operator_of(name) for name in BUILDERS} == set(_dispatch.OPERATORS)
 
 
 def run(name: str, shape: tuple[int, int, int, int], layout: str = "nhwc") -> list[Tensor]:
@@ -236,7 +240,7 @@ def test_every_wrong_weight_is_an_input_error(name: str, mistake: str) -> None:
         if key in case.maps and key in ("x", "other") and mistake in ("extent", "empty", "dtype"):
             continue  # a batch of another size, or wrong weights for float64 maps
         arguments = [MISTAKES[mistake](t) if k == key else t for k, t in case.tensors.items()]
-        with pytest.raises(fastsr.InputError, match=name.split("_plain")[0].split("_blue")[0]) as caught:
+        with pytest.raises(fastsr.InputError, match=operator_of(name)) as caught:
             case.function(*arguments)
         assert "\n" not in str(caught.value), key
 
@@ -250,5 +254,5 @@ def test_even_kernels_are_input_errors(name: str) -> None:
         for dim in (2, 3):
             if t.shape[dim] > 1:
                 changed = {**case.tensors, key: t.narrow(dim, 0, t.shape[dim] - 1)}
-                with pytest.raises(fastsr.InputError, match=key):
+                with pytest.raises(fastsr.InputError, match=operator_of(name)):
                     case.function(*changed.values())
