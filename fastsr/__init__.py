@@ -6,6 +6,7 @@ Importing fastsr touches no device, compiles nothing and needs neither a compile
 from fastsr import nn, ops
 from fastsr._dispatch import BACKENDS, backend, can_run, current_backend
 from fastsr._info import __version__, info
+from fastsr._native import empty_cache
 from fastsr.errors import (
     BackendError,
     CheckpointError,
@@ -54,6 +55,7 @@ __all__ = [
     "complexity",
     "create_model",
     "current_backend",
+    "empty_cache",
     "freeze",
     "info",
     "list_models",
