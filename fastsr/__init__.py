@@ -5,6 +5,7 @@ Importing fastsr touches no device, compiles nothing and needs neither a compile
 
 from fastsr import nn, ops
 from fastsr._dispatch import BACKENDS, backend, can_run, current_backend
+from fastsr._gelu import current_gelu, set_gelu
 from fastsr._info import __version__, info
 from fastsr.errors import (
     BackendError,
@@ -52,10 +53,12 @@ __all__ = [
     "complexity",
     "create_model",
     "current_backend",
+    "current_gelu",
     "info",
     "list_models",
     "load",
     "nn",
     "ops",
     "save",
+    "set_gelu",
 ]

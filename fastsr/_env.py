@@ -15,3 +15,8 @@ def backend() -> str:
 def cpu_isa() -> str:
     """FASTSR_CPU_ISA: the highest instruction set the CPU kernels may use, or "auto"."""
     return os.environ.get("FASTSR_CPU_ISA", "").strip().lower() or "auto"
+
+
+def gelu() -> str:
+    """FASTSR_GELU: the accuracy of GELU in the GPU kernels."""
+    return os.environ.get("FASTSR_GELU", "").strip().lower() or "default"

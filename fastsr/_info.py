@@ -93,7 +93,11 @@ def info() -> dict[str, Any]:
         "libraries": {"cpu": "loaded" if _native.CPU.loaded else _native.CPU.reason},
         "cpu_isa": _native.CPU_ISA,
         "cpu_isa_problem": _native.cpu_isa_problem(),
-        "settings": {"FASTSR_BACKEND": _env.backend(), "FASTSR_CPU_ISA": _env.cpu_isa()},
+        "settings": {
+            "FASTSR_BACKEND": _env.backend(),
+            "FASTSR_CPU_ISA": _env.cpu_isa(),
+            "FASTSR_GELU": _env.gelu(),
+        },
         "forced_backend": _dispatch.current_backend(),
         "devices": _devices(),
         "operators": _operators(),
