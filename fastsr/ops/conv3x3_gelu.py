@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
 
 
@@ -60,6 +60,7 @@ define(
     backward=_backward,
 )
 register_cpu("conv3x3_gelu", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("conv3x3_gelu")
 
 
 def conv3x3_gelu(
