@@ -1,4 +1,4 @@
-"""The launches whose compiled code is held by gates: every kernel at the networks' shapes, one list for all operators."""
+"""The launches whose compiled code is held by gates: every kernel at the networks' shapes, one list."""
 
 from __future__ import annotations
 

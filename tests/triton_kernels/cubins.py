@@ -27,7 +27,7 @@ import torch
 BASELINE = Path(__file__).with_name("baseline.json")
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 ALIGNED = [["tt.divisibility", 16]]
-COUNTED = ("HMMA", "QGMMA", "HGMMA", "UTCHMMA", "MUFU", "FSEL", "FFMA", "FMUL", "FADD", "LDS", "STS", "LDSM", "SHFL", "BAR")
+COUNTED = ("HMMA", "HGMMA", "UTCHMMA", "MUFU", "FSEL", "FFMA", "FMUL", "FADD", "LDS", "STS", "LDSM", "SHFL", "BAR")
 
 Signature = str | tuple[Any, ...]
 
@@ -91,7 +91,7 @@ def measure(binary: Any, elements: int) -> dict[str, Any]:
     opcodes = opcodes[: max(i for i, name in enumerate(opcodes) if name == "EXIT") + 1]  # the rest is padding
     bases = Counter(name.split(".")[0] for name in opcodes)
     threads = 32 * binary.metadata.num_warps
-    wide = {kind: sum("128" in o.split(".") for o in opcodes if o.startswith(kind)) for kind in ("LDG", "STG", "LDGSTS")}
+    wide = {kind: sum(o.startswith(f"{kind}.") and "128" in o.split(".") for o in opcodes) for kind in ("LDG", "STG")}
     return {
         "warps": binary.metadata.num_warps,
         "registers": int(found[1]),
@@ -119,7 +119,7 @@ def report(task: tuple[int, int]) -> dict[str, Any]:
 
     def run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         name = f"{case.name}/{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}"
-        same = sum(key.startswith(f"{name}/") or key.startswith(f"{name}#") for key in results)
+        same = sum(key.startswith((f"{name}/", f"{name}#")) for key in results)
         key = f"{name}{f'#{same + 1}' if same else ''}/sm_{capability}"
         elements = constants.get("BP", constants.get("BM", 1)) * case.channels
         results[key] = measure(compiled(kernel, arguments, constants, capability), elements)
