@@ -1,0 +1,54 @@
+"""The launches whose compiled code is held by gates: every kernel at the networks' shapes, one list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FP16 = torch.float16
+PORTABLE_SHARED = 99 * 1024  # of sm_86, sm_89 and sm_120
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a launcher, on tensors without memory.
+
+    `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
+    counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels may use no
+    stack.
+    """
+
+    name: str
+    operator: str
+    run: Callable[[Any], Any]
+    channels: int = 64
+    stack: int = 0
+    shared: int = PORTABLE_SHARED
+    architectures: tuple[int, ...] = (80, 90, 100, 120)
+
+
+def image(channels: int = 64, n: int = 1, h: int = 360, w: int = 640, dtype: torch.dtype = FP16) -> Tensor:
+    return torch.empty(n, channels, h, w, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+
+def patches(channels: int = 64, dtype: torch.dtype = FP16) -> Tensor:
+    return image(channels, 64, 48, 48, dtype)
+
+
+def weight(*shape: int, dtype: torch.dtype = FP16) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+CASES: list[Case] = [
+    Case("pixel_norm", "pixel_norm", lambda k: k.pixel_norm(image(), weight(64), weight(64), 1e-6)),
+    Case(
+        "pixel_norm_backward",
+        "pixel_norm",
+        lambda k: k.pixel_norm_backward(patches(), patches(), weight(64), 1e-6),
+        stack=64,
+    ),
+]
