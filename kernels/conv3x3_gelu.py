@@ -93,7 +93,7 @@ def convolve(
 ) -> Tensor:
     """Fills `y` by the kernel, with `weight` [K, C, 3, 3] or the adjoint of its convolution; `x` may have more channels."""
     (n, c, h, w), k = x.shape, weight.shape[1 if transposed else 0]
-    config = dot_tile("conv3x3", x, channels=c)
+    config = dot_tile("conv3x3", x, channels=c, out=k)
     config |= {"BC": block(c, MIN_DOT, config["BC"]), "BK": block(k, MIN_DOT, config["BK"])}
     packed = pack(weight, x.dtype, config["BC"], config["BK"], transposed=transposed)
     beside = y if other is None else other

@@ -50,21 +50,19 @@ def depthwise(
     VECTOR: tl.constexpr,
     TURN: tl.constexpr,
 ):
-    """b_sum [pixels, channels] plus the depthwise 3x3 convolution of x, which has XC channels, and x itself.
+    """b_sum [pixels, channels] plus the depthwise 3x3 convolution of x, which has XC channels.
 
     With TURN the filter is turned by 180 degrees: the adjoint.
     """
     o_p = pixels_at(i_n, o_h, o_w, strides, VECTOR)
-    b_centre = b_sum
-    for t in tl.static_range(9):
-        o_tap = o_p + ((t // 3 - 1) * strides[2] + (t % 3 - 1) * strides[3]) * VECTOR
-        m_p = inside(o_h + (t // 3 - 1), o_w + (t % 3 - 1), H, W)
-        b_x = load_map(x, o_tap, m_p, o_c, XC, strides).to(tl.float32)
-        b_w = tl.load(weight + o_c * 9 + (8 - t if TURN else t), mask=o_c < C, other=0.0).to(tl.float32)
-        b_sum += b_x * b_w[None, :]
-        if t == 4:
-            b_centre = b_x
-    return b_sum, b_centre
+    for i in range(3):  # not unrolled, or all nine taps are in registers at once
+        for j in tl.static_range(3):
+            m_p = inside(o_h + (i - 1), o_w + (j - 1), H, W)
+            o_tap = o_p + ((i - 1) * strides[2] + (j - 1) * strides[3]) * VECTOR
+            b_x = load_map(x, o_tap, m_p, o_c, XC, strides).to(tl.float32)
+            i_t = 8 - 3 * i - j if TURN else 3 * i + j
+            b_sum += b_x * tl.load(weight + o_c * 9 + i_t, mask=o_c < C, other=0.0).to(tl.float32)[None, :]
+    return b_sum
 
 
 @triton.jit
@@ -84,14 +82,15 @@ def mix(
     FORM: tl.constexpr,
 ):
     """q and d of a tile; without a depthwise convolution both are x."""
+    b_x = load_map(x, pixels_at(i_n, o_h, o_w, strides, VECTOR), inside(o_h, o_w, H, W), o_c, C, strides)
+    b_x = b_x.to(tl.float32)
     if dw_weight is not None:
-        b_bias = tl.zeros([o_h.shape[0], o_c.shape[0]], tl.float32) + load_row(dw_bias, o_c, C)
-        b_q, b_x = depthwise(b_bias, x, dw_weight, i_n, o_h, o_w, o_c, strides, H, W, C, C, VECTOR, False)
+        b_q = tl.zeros([o_h.shape[0], o_c.shape[0]], tl.float32) + load_row(dw_bias, o_c, C)
+        b_q = depthwise(b_q, x, dw_weight, i_n, o_h, o_w, o_c, strides, H, W, C, C, VECTOR, False)
         b_d = activate(b_q, FORM) + b_x
     else:
-        o_p = pixels_at(i_n, o_h, o_w, strides, VECTOR)
-        b_q = load_map(x, o_p, inside(o_h, o_w, H, W), o_c, C, strides).to(tl.float32)
-        b_d = b_q
+        b_q = b_x
+        b_d = b_x
     return b_q, b_d
 
 
@@ -238,7 +237,7 @@ def dx_kernel(
     o_c = tl.arange(0, BC)
     b_dp = load_map(dp, pixels_at(i_n, o_h, o_w, scratch_strides, SCRATCH_VECTOR), m_p, o_c, SC, scratch_strides)
     b_dx = tl.dot(b_dp, load_packed(pw_transposed, 0, o_c, BC, BC), input_precision=PRECISION)
-    b_dx, _ = depthwise(
+    b_dx = depthwise(
         b_dx, dq, dw_weight, i_n, o_h, o_w, o_c, scratch_strides, H, W, C, SC, SCRATCH_VECTOR, True
     )  # fmt: skip
     store_map(dx, pixels_at(i_n, o_h, o_w, dx_strides, DX_VECTOR), m_p, o_c, C, dx_strides, b_dx)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FP16 = torch.float16
+FP32 = torch.float32
 PORTABLE_SHARED = 99 * 1024  # of sm_86, sm_89 and sm_120
 
 
@@ -43,12 +44,65 @@ def weight(*shape: int, dtype: torch.dtype = FP16) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def mix_weights(dtype: torch.dtype) -> list[Tensor]:
+    """Of conv_mix with MLRN's 58 channels."""
+    shapes = ((58, 1, 3, 3), (58,), (58, 58, 1, 1), (58,), (58, 58, 1, 1), (58,))
+    return [weight(*shape, dtype=dtype) for shape in shapes]
+
+
 CASES: list[Case] = [
     Case("pixel_norm", "pixel_norm", lambda k: k.pixel_norm(image(), weight(64), weight(64), 1e-6)),
     Case(
         "pixel_norm_backward",
         "pixel_norm",
         lambda k: k.pixel_norm_backward(patches(), patches(), weight(64), 1e-6),
+        stack=64,
+    ),
+    Case(
+        "conv3x3_gelu",
+        "conv3x3_gelu",
+        lambda k: k.conv3x3_gelu(image(), weight(64, 64, 3, 3), weight(64), image(), 1),
+    ),
+    Case(
+        "conv3x3_gelu_58",
+        "conv3x3_gelu",
+        lambda k: k.conv3x3_gelu(image(58), weight(58, 58, 3, 3), weight(58), None, 1),
+    ),
+    Case(
+        "conv3x3_gelu_float",
+        "conv3x3_gelu",
+        lambda k: k.conv3x3_gelu(image(58, dtype=FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), None, 1),
+    ),
+    Case(
+        "conv3x3_gelu_backward",
+        "conv3x3_gelu",
+        lambda k: k.conv3x3_gelu_backward(patches(58), patches(58), weight(58, 58, 3, 3), weight(58), 1, True),
+        stack=64,
+    ),
+    Case(
+        "conv3x3_gelu_backward_float",
+        "conv3x3_gelu",
+        lambda k: k.conv3x3_gelu_backward(
+            patches(58, FP32), patches(58, FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), 1, True
+        ),
+        stack=64,
+    ),
+    Case("conv_mix", "conv_mix", lambda k: k.conv_mix(image(58), image(58), *mix_weights(FP16), 1)),
+    Case(
+        "conv_mix_float",
+        "conv_mix",
+        lambda k: k.conv_mix(image(58, dtype=FP32), image(58, dtype=FP32), *mix_weights(FP32), 1),
+    ),
+    Case(
+        "conv_mix_backward",
+        "conv_mix",
+        lambda k: k.conv_mix_backward(patches(58), patches(58), patches(58), *mix_weights(FP16), 1),
+        stack=64,
+    ),
+    Case(
+        "conv_mix_backward_float",
+        "conv_mix",
+        lambda k: k.conv_mix_backward(*[patches(58, FP32)] * 3, *mix_weights(FP32), 1),
         stack=64,
     ),
 ]
