@@ -105,4 +105,22 @@ CASES: list[Case] = [
         lambda k: k.conv_mix_backward(*[patches(58, FP32)] * 3, *mix_weights(FP32), 1),
         stack=64,
     ),
+    Case(
+        "upsample",
+        "upsample",
+        lambda k: k.upsample(image(), weight(12, 64, 3, 3), weight(12), image(3), 2, 1),
+    ),
+    Case(
+        "upsample_58_x4",
+        "upsample",
+        lambda k: k.upsample(image(58), weight(48, 58, 3, 3), weight(48), image(3), 4, 2),
+    ),
+    Case(
+        "upsample_backward",
+        "upsample",
+        lambda k: k.upsample_backward(
+            image(3, 64, 96, 96), patches(64), weight(12, 64, 3, 3), weight(12), patches(3), 2, 2, True
+        ),
+        stack=64,
+    ),
 ]
