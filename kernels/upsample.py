@@ -37,15 +37,15 @@ BILINEAR = tl.constexpr(2)
 
 
 @triton.jit
-def bilinear_taps(o_to, ratio, size):
-    """Both taps of positions `o_to` of an enlarged axis on the axis of `size`, and the second one's share.
+def bilinear_tap(o_to, i, ratio, size):
+    """The first (i = 0) or second tap of positions `o_to` of an enlarged axis on the axis of `size`, and its share.
 
     As PyTorch's align_corners=False does it; `ratio` is the extent of a step on the small axis.
     """
     b_at = tl.maximum((o_to + 0.5) * ratio - 0.5, 0.0)
-    o_0 = tl.minimum(b_at.to(tl.int32), size - 1)
-    b_1 = tl.minimum(tl.maximum(b_at - o_0, 0.0), 1.0)
-    return o_0, tl.minimum(o_0 + 1, size - 1), b_1
+    o_from = tl.minimum(b_at.to(tl.int32), size - 1)
+    b_1 = tl.minimum(tl.maximum(b_at - o_from, 0.0), 1.0)
+    return tl.minimum(o_from + i, size - 1), i * b_1 + (1 - i) * (1.0 - b_1)
 
 
 @triton.jit
@@ -93,13 +93,11 @@ def forward_kernel(
     if RESIDUAL == ANCHOR:
         b_y += tl.load(p_lr + pixels_at(i_n, o_h, o_w, lr_strides, 1)[:, None], mask=m_y, other=0.0).to(tl.float32)
     if RESIDUAL == BILINEAR:
-        o_0, o_1, b_h = bilinear_taps(o_h[:, None] * S + (o_k // S % S)[None, :], 1.0 / S, H)
-        o_2, o_3, b_w = bilinear_taps(o_w[:, None] * S + (o_k % S)[None, :], 1.0 / S, W)
-        b_00 = tl.load(p_lr + pixels_at(i_n, o_0, o_2, lr_strides, 1), mask=m_y, other=0.0).to(tl.float32)
-        b_01 = tl.load(p_lr + pixels_at(i_n, o_0, o_3, lr_strides, 1), mask=m_y, other=0.0).to(tl.float32)
-        b_10 = tl.load(p_lr + pixels_at(i_n, o_1, o_2, lr_strides, 1), mask=m_y, other=0.0).to(tl.float32)
-        b_11 = tl.load(p_lr + pixels_at(i_n, o_1, o_3, lr_strides, 1), mask=m_y, other=0.0).to(tl.float32)
-        b_y += (1.0 - b_h) * ((1.0 - b_w) * b_00 + b_w * b_01) + b_h * ((1.0 - b_w) * b_10 + b_w * b_11)
+        for i in range(4):  # not unrolled, or all four taps are in registers at once
+            o_y, b_h = bilinear_tap(o_h[:, None] * S + (o_k // S % S)[None, :], i // 2, 1.0 / S, H)
+            o_x, b_w = bilinear_tap(o_w[:, None] * S + (o_k % S)[None, :], i % 2, 1.0 / S, W)
+            b_lr = tl.load(p_lr + pixels_at(i_n, o_y, o_x, lr_strides, 1), mask=m_y, other=0.0)
+            b_y += b_h * b_w * b_lr.to(tl.float32)
     p_y = y + pixels_at(i_n, o_h * S, o_w * S, y_strides, 1)[:, None] + shuffled(o_k, y_strides, S)[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
@@ -131,8 +129,9 @@ def unshuffle_kernel(
 @triton.jit
 def share(o_to, o_from, size, S: tl.constexpr):
     """Of each position `o_from` of an axis in the positions `o_to` of the enlarged one."""
-    o_0, o_1, b_1 = bilinear_taps(o_to, 1.0 / S, size)
-    return tl.where(o_0 == o_from, 1.0 - b_1, 0.0) + tl.where(o_1 == o_from, b_1, 0.0)
+    o_0, b_0 = bilinear_tap(o_to, 0, 1.0 / S, size)
+    o_1, b_1 = bilinear_tap(o_to, 1, 1.0 / S, size)
+    return tl.where(o_0 == o_from, b_0, 0.0) + tl.where(o_1 == o_from, b_1, 0.0)
 
 
 @triton.jit(do_not_specialize=["H", "W"])
@@ -179,7 +178,7 @@ def upsample(x: Tensor, weight: Tensor, bias: Tensor, lr: Tensor | None, scale: 
     y = empty_map(x, k // (scale * scale), h * scale, w * scale)
     if y.numel() == 0:
         return y
-    config = dot_tile("upsample", x, channels=c)
+    config = dot_tile("upsample", x, channels=c, out=k)
     config |= {"BC": block(c, MIN_DOT, config["BC"]), "BK": block(k, MIN_DOT, config["BK"])}
     packed = pack(weight, x.dtype, config["BC"], config["BK"])
     image = y if lr is None else lr
