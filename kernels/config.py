@@ -39,7 +39,8 @@ def distance(a: dict[str, int], b: dict[str, int]) -> float:
 
 
 @cache
-def _nearest(architecture: str, kernel: str, shape: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+def nearest(architecture: str, kernel: str, shape: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """The tile of the entry whose shape is nearest; of several, the first."""
     entries = table(architecture)["kernels"][kernel]
     best = min(entries, key=lambda entry: distance(entry["shape"], dict(shape)))
     return tuple(best["tile"].items())
@@ -47,4 +48,4 @@ def _nearest(architecture: str, kernel: str, shape: tuple[tuple[str, int], ...])
 
 def tile(kernel: str, x: Tensor, **shape: int) -> Tile:
     """The tile of `kernel` on the device of `x`, for the nearest listed shape: constexpr sizes and launch options."""
-    return dict(_nearest(launch.architecture(x), kernel, tuple(shape.items())))
+    return dict(nearest(launch.architecture(x), kernel, tuple(shape.items())))

@@ -1,9 +1,28 @@
-"""Addresses of pixels. Positions within an image are 32 bits wide, everything from the image's index on 64."""
+"""Addresses of pixels, and maps that live within one operator call.
+
+Positions within an image are 32 bits wide, everything from the image's index on 64.
+"""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from fastsr.kernels.launch import cdiv
+
+CHANNEL_STEP = 16  # of scratch maps: their pixels begin on 32 bytes at least
+
+
+def scratch_map(x: Tensor, channels: int) -> Tensor:
+    """A channels-last map like `x` for use between kernels; its channels are padded, and padding is written as 0.
+
+    So every load and store is 128 bits wide, whatever the number of channels.
+    """
+    n, _, h, w = x.shape
+    padded = CHANNEL_STEP * cdiv(channels, CHANNEL_STEP)
+    return torch.empty(n, h, w, padded, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
 
 
 @triton.jit

@@ -1,16 +1,22 @@
-"""Makes Triton's interpreter run the kernels on CPU tensors: repairs its bfloat16, leads the operators there."""
+"""Makes Triton's interpreter run the kernels on CPU tensors: repairs it, and leads the operators there."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 import fastsr
 from fastsr import _triton
+
+# An operation takes the interpreter the same time whatever the tile: larger tiles, and still several in most tests.
+TILES = Path(__file__).with_name("interpreter_tiles.json")
 
 
 def _to_bf16(data: np.ndarray) -> np.ndarray:
@@ -23,8 +29,13 @@ def _from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def repair_bfloat16() -> None:
-    """The interpreter holds bfloat16 as bits: it truncates when it rounds, and its tl.dot multiplies the bits."""
+def repair() -> None:
+    """Three repairs of the interpreter.
+
+    It holds bfloat16 as bits: it truncates when it rounds, and its tl.dot multiplies the bits. And it patches
+    triton.language anew at every call of one jitted function by another, which takes longer than the call itself:
+    the launch has done so already.
+    """
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -54,6 +65,12 @@ def repair_bfloat16() -> None:
     builder.create_fp_to_fp = create_fp_to_fp
     builder.create_dot = create_dot
 
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter._patch_lang(tl.zeros.fn)  # for jitted functions in Triton itself, which know the language as tl.core
+    interpreter.InterpretedFunction.__call__ = call
+
 
 def _only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
@@ -66,15 +83,22 @@ def _only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("triton") takes CPU tensors, and the operators' CPU key runs the Triton launchers."""
-    repair_bfloat16()
+    from fastsr.kernels import config
+
+    repair()
+    default = config.table(config.DEFAULT)
+    table = {"kernels": {**default["kernels"], **json.loads(TILES.read_text())}}
     library = torch.library.Library("fastsr", "IMPL")
     devices = _triton.DEVICES
     try:
         _triton.DEVICES = (*devices, "cpu")
         for name, run in _triton.OPERATORS.items():
             library.impl(name, _only_when_forced(name, run), "CPU", allow_override=True)
-        with np.errstate(all="ignore"):  # GPUs do not warn of infinity and NaN either
+        config.nearest.cache_clear()
+        # GPUs do not warn of infinity and NaN either.
+        with patch.object(config, "table", lambda _: table), np.errstate(all="ignore"):
             yield
     finally:
         _triton.DEVICES = devices
+        config.nearest.cache_clear()
         library._destroy()
