@@ -16,6 +16,7 @@ from fastsr.kernels import weight_gradient
 from fastsr.kernels.activation import activate, derivative, form
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch
 from fastsr.ops._define import empty_map
+from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.taps import (
     dot_taps,
     dot_tile,
@@ -24,7 +25,6 @@ from fastsr.kernels.taps import (
     load_row,
     pack,
     pixels_at,
-    round_up,
     store_map,
     strides_of,
     tile_pixels,
@@ -119,9 +119,7 @@ def conv3x3_gelu_backward(
         return dx, weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
     g = grad
     if activation != 0:
-        # With channels of zeros up to a multiple of 8, so that it is read in whole vectors.
-        n, _, h, w = x.shape
-        g = x.new_empty(n, h, w, round_up(weight.shape[0], 8)).permute(0, 3, 1, 2)
+        g = scratch_map(x, weight.shape[0])
         convolve(x, weight, bias.contiguous(), grad, g, activation, gradient=True)
     if needs_dx:
         convolve(g, weight, None, None, dx, transposed=True)

@@ -16,6 +16,7 @@ from fastsr.kernels import weight_gradient
 from fastsr.kernels.activation import activate, derivative, form
 from fastsr.kernels.config import Tile
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch
+from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.taps import (
     dot_tile,
     inside,
@@ -24,7 +25,6 @@ from fastsr.kernels.taps import (
     load_row,
     pack,
     pixels_at,
-    round_up,
     store_map,
     strides_of,
     tile_pixels,
@@ -291,7 +291,7 @@ def conv_mix_backward(
     c5_bias: Tensor,
     activation: int,
 ) -> tuple[Tensor, ...]:
-    (n, c, h, w), k = x.shape, c5_weight.shape[0]
+    (_, c, h, w), k = x.shape, c5_weight.shape[0]
     dx, d_shortcut = empty_map(x, c), empty_map(x, c)
     parameters = (dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
     if x.numel() == 0:
@@ -302,7 +302,7 @@ def conv_mix_backward(
     pw_transposed = pack(pw_weight, x.dtype, block_c, block_c, transposed=True)
     c5_transposed = pack(c5_weight, x.dtype, config["BK"], block_c, transposed=True)
     dw, bias = contiguous(dw_weight), contiguous(dw_bias)
-    d, t, dp, dq = (x.new_empty(n, h, w, round_up(c, 8)).permute(0, 3, 1, 2) for _ in range(4))
+    d, t, dp, dq = (scratch_map(x, c) for _ in range(4))
     if dw is None:
         d, dq = x, dx
     operands = (grad, x, shortcut, dw, bias, pw, contiguous(pw_bias), c5_transposed, pw_transposed, d_shortcut)

@@ -13,9 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsr.kernels import weight_gradient
+from fastsr.kernels.bilinear import bilinear_tap, share
 from fastsr.kernels.config import Tile, tile
 from fastsr.kernels.conv3x3_gelu import convolve
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch, strides
+from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.taps import (
     dot_taps,
     dot_tile,
@@ -23,7 +25,6 @@ from fastsr.kernels.taps import (
     load_row,
     pack,
     pixels_at,
-    round_up,
     store_map,
     strides_of,
     tile_pixels,
@@ -34,18 +35,6 @@ from fastsr.ops._define import empty_map
 NONE = tl.constexpr(0)  # residuals, by their codes
 ANCHOR = tl.constexpr(1)
 BILINEAR = tl.constexpr(2)
-
-
-@triton.jit
-def bilinear_tap(o_to, i, ratio, size):
-    """The first (i = 0) or second tap of positions `o_to` of an enlarged axis on the axis of `size`, and its share.
-
-    As PyTorch's align_corners=False does it; `ratio` is the extent of a step on the small axis.
-    """
-    b_at = tl.maximum((o_to + 0.5) * ratio - 0.5, 0.0)
-    o_from = tl.minimum(b_at.to(tl.int32), size - 1)
-    b_1 = tl.minimum(tl.maximum(b_at - o_from, 0.0), 1.0)
-    return tl.minimum(o_from + i, size - 1), i * b_1 + (1 - i) * (1.0 - b_1)
 
 
 @triton.jit
@@ -126,14 +115,6 @@ def unshuffle_kernel(
     store_map(g, pixels_at(i_n, o_h, o_w, g_strides, G_VECTOR), m_p, o_k, GK, g_strides, b_g)
 
 
-@triton.jit
-def share(o_to, o_from, size, S: tl.constexpr):
-    """Of each position `o_from` of an axis in the positions `o_to` of the enlarged one."""
-    o_0, b_0 = bilinear_tap(o_to, 0, 1.0 / S, size)
-    o_1, b_1 = bilinear_tap(o_to, 1, 1.0 / S, size)
-    return tl.where(o_0 == o_from, b_0, 0.0) + tl.where(o_1 == o_from, b_1, 0.0)
-
-
 @triton.jit(do_not_specialize=["H", "W"])
 def lr_gradient_kernel(
     grad,
@@ -164,7 +145,7 @@ def lr_gradient_kernel(
         p_grad += (o_c.to(tl.int64) * grad_strides[1])[None, :]
         b_g = tl.load(p_grad, mask=m_y[:, None] & (o_c < C)[None, :], other=0.0).to(tl.float32)
         if RESIDUAL == BILINEAR:
-            b_g *= (share(o_y, o_h, H, S) * share(o_x, o_w, W, S))[:, None]
+            b_g *= (share(o_y, o_h, 1.0 / S, H) * share(o_x, o_w, 1.0 / S, W))[:, None]
         b_sum += b_g
     store_map(d_lr, pixels_at(i_n, o_h, o_w, d_lr_strides, 1), m_p, o_c, C, d_lr_strides, b_sum)
 
@@ -199,15 +180,15 @@ def upsample_backward(
     residual: int,
     lr_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (n, c, h, w), k = x.shape, weight.shape[0]
+    (_, c, h, w), k = x.shape, weight.shape[0]
     dx = empty_map(x, c)
     wanted = lr is not None and lr_gradient and residual != NONE.value
     d_lr = empty_map(lr, lr.shape[1]) if wanted and lr is not None else x.new_empty((0,))
     if x.numel() == 0:
         return dx, weight.new_zeros(weight.shape), bias.new_zeros(bias.shape), d_lr
-    g = x.new_empty(n, h, w, round_up(k, 8)).permute(0, 3, 1, 2)
+    g = scratch_map(x, k)
     config = tile("upsample_unshuffle", x, channels=k)
-    config["BK"] = block(k, 8, config["BK"])
+    config["BK"] = block(g.shape[1], most=config["BK"])
     sizes = {"K": k, "GK": g.shape[1], "G_VECTOR": vector(g), "S": scale}
     grid = (tiles_of(x, config), cdiv(g.shape[1], config["BK"]))
     launch(unshuffle_kernel, grid, grad, g, strides(grad), strides_of(g), h, w, **sizes, **config)

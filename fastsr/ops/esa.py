@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
+
+TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 64  # one program holds all channels of its pixels
 
 
 def esa_min_size(conv2_padding: int) -> int:
@@ -68,6 +70,7 @@ define(
     backward=_backward,
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("esa")
 
 
 def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
@@ -97,6 +100,13 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
     least = esa_min_size(conv2_padding)
     if x.shape[2] < least or x.shape[3] < least:
         raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
-    if select("esa", x) == "reference":
+    backend = select("esa", x)
+    if backend == "triton" and (x.shape[1] > TRITON_MAX_CHANNELS or weights.conv1_weight.shape[0] > TRITON_MAX_INNER):
+        backend = reference_because(
+            "esa",
+            f"x has {x.shape[1]} channels, {weights.conv1_weight.shape[0]} inside; the triton kernel takes at most "
+            f"{TRITON_MAX_CHANNELS} and {TRITON_MAX_INNER}",
+        )
+    if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     return torch.ops.fastsr.esa(x, list(weights), conv2_padding)

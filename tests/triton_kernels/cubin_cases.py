@@ -50,6 +50,13 @@ def mix_weights(dtype: torch.dtype) -> list[Tensor]:
     return [weight(*shape, dtype=dtype) for shape in shapes]
 
 
+def esa_weights(channels: int, count: int) -> list[Tensor]:
+    """Of esa's plain form (10) or blueprint form (18), with 16 channels inside."""
+    small = [(16, 16, 3, 3), (16,)] * 2 if count == 10 else [(16, 16, 1, 1), (16, 1, 3, 3), (16,)] * 4
+    shapes = [(16, channels, 1, 1), (16,), *small, (16, 16, 1, 1), (16,), (channels, 16, 1, 1), (channels,)]
+    return [weight(*shape) for shape in shapes]
+
+
 CASES: list[Case] = [
     Case("pixel_norm", "pixel_norm", lambda k: k.pixel_norm(image(), weight(64), weight(64), 1e-6)),
     Case(
@@ -129,6 +136,17 @@ CASES: list[Case] = [
         lambda k: k.upsample_backward(
             image(3, 64, 96, 96), patches(64), weight(12, 64, 3, 3), weight(12), patches(3), 2, 2, True
         ),
+        stack=64,
+    ),
+    Case("esa_plain", "esa", lambda k: k.esa(image(58), esa_weights(58, 10), 0)),
+    Case("esa_blueprint", "esa", lambda k: k.esa(image(), esa_weights(64, 18), 1)),
+    Case(
+        "esa_plain_backward", "esa", lambda k: k.esa_backward(patches(58), patches(58), esa_weights(58, 10), 0), stack=64
+    ),
+    Case(
+        "esa_blueprint_backward",
+        "esa",
+        lambda k: k.esa_backward(patches(64), patches(64), esa_weights(64, 18), 1),
         stack=64,
     ),
 ]
