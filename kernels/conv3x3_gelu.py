@@ -15,7 +15,6 @@ from torch import Tensor
 from fastsr.kernels import weight_gradient
 from fastsr.kernels.activation import activate, derivative, form
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch
-from fastsr.ops._define import empty_map
 from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.taps import (
     dot_taps,
@@ -30,6 +29,7 @@ from fastsr.kernels.taps import (
     tile_pixels,
     vector,
 )
+from fastsr.ops._define import empty_map
 
 
 @triton.jit(do_not_specialize=["H", "W"])
@@ -91,7 +91,7 @@ def convolve(
     gradient: bool = False,
     transposed: bool = False,
 ) -> Tensor:
-    """Fills `y` by the kernel, with `weight` [K, C, 3, 3] or the adjoint of its convolution; `x` may have more channels."""
+    """Fill `y` by the kernel, with `weight` [K, C, 3, 3] or the adjoint of its convolution; returns `y`."""
     (n, c, h, w), k = x.shape, weight.shape[1 if transposed else 0]
     config = dot_tile("conv3x3", x, channels=c, out=k)
     config |= {"BC": block(c, MIN_DOT, config["BC"]), "BK": block(k, MIN_DOT, config["BK"])}

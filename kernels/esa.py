@@ -15,7 +15,17 @@ from torch import Tensor
 from fastsr.kernels.esa_backward import esa_backward as esa_backward
 from fastsr.kernels.esa_path import gate_input, load_matrix, run_path
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch, vectors
-from fastsr.kernels.taps import dot_tile, inside, load_map, load_row, pixels_at, store_map, strides_of, tile_pixels, vector
+from fastsr.kernels.taps import (
+    dot_tile,
+    inside,
+    load_map,
+    load_row,
+    pixels_at,
+    store_map,
+    strides_of,
+    tile_pixels,
+    vector,
+)
 from fastsr.ops._define import empty_map
 
 

@@ -46,7 +46,9 @@ def store_cells(p_map, o_p, m_p, F: tl.constexpr, b_value):
 
 
 @triton.jit
-def load_matrix(p, o_r, o_q, R: tl.constexpr, Q: tl.constexpr, STRIDE_R: tl.constexpr, STRIDE_Q: tl.constexpr, dtype: tl.constexpr):
+def load_matrix(
+    p, o_r, o_q, R: tl.constexpr, Q: tl.constexpr, STRIDE_R: tl.constexpr, STRIDE_Q: tl.constexpr, dtype: tl.constexpr
+):
     """A matrix [R, Q] in any strides as [rows, columns] in `dtype`, 0 beyond its extents."""
     p_in = p + o_r[:, None] * STRIDE_R + o_q[None, :] * STRIDE_Q
     return tl.load(p_in, mask=(o_r < R)[:, None] & (o_q < Q)[None, :], other=0.0).to(dtype)
@@ -97,15 +99,13 @@ def reduce_kernel(
             b_c1 = tl.dot(b_x, b_w1, input_precision=PRECISION) + load_row(weights[1], o_f, f)
             b_c1 = tl.where(m_p[:, None], b_c1, 0.0).to(dtype)
             o_p = cells(i_n, o_y, o_x, H, W, F)
+            m_own = m_p & (o_y < 2 * o_h + 2 - PADDING)
             if j < 2:
-                if i < 2:
-                    store_cells(c1, o_p, m_p, F, b_c1)
+                store_cells(c1, o_p, m_own, F, b_c1)
             if SEPARABLE:
                 b_u = tl.dot(b_c1, load_matrix(weights[2], o_f, o_f, f, f, 1, f, dtype), input_precision=PRECISION)
-                if u is not None:
-                    if j < 2:
-                        if i < 2:
-                            store_cells(u, o_p, m_p, F, b_u)
+                if u is not None and j < 2:
+                    store_cells(u, o_p, m_own, F, b_u)
                 b_low += b_u * load_filter(weights[3], 3 * i + j, o_f, f)
             else:
                 b_w2 = load_matrix(weights[2] + (3 * i + j), o_f, o_f, f, f, 9, 9 * f, dtype)

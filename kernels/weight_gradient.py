@@ -125,7 +125,8 @@ def depthwise_kernel(
         m_x = inside(o_h, o_w, H, W) & m_p[None, :] & m_t[:, None]
         b_x = tl.load(p_x, mask=m_x[:, :, None] & (o_c < C)[None, None, :], other=0.0).to(tl.float32)
         b_sum += tl.where(m_t[:, None, None], b_x, 1.0) * b_g[None, :, :]
-    p_sum = partials + tl.program_id(1).to(tl.int64) * size + tl.where(m_t, i_r * 3 + o_t, 9)[:, None] * C + o_c[None, :]
+    p_sum = partials + tl.program_id(1).to(tl.int64) * size
+    p_sum += tl.where(m_t, i_r * 3 + o_t, 9)[:, None] * C + o_c[None, :]
     m_t |= o_t < 4 - 4 * i_r  # the first row of taps writes the bias
     tl.store(p_sum, tl.sum(b_sum, 1), mask=m_t[:, None] & (o_c < C)[None, :])
 

@@ -86,7 +86,9 @@ CASES: list[Case] = [
     Case(
         "conv3x3_gelu_float",
         "conv3x3_gelu",
-        lambda k: k.conv3x3_gelu(image(58, dtype=FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), None, 1),
+        lambda k: k.conv3x3_gelu(
+            image(58, dtype=FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), None, 1
+        ),
     ),
     Case(
         "conv3x3_gelu_backward",
@@ -141,7 +143,10 @@ CASES: list[Case] = [
     Case("esa_plain", "esa", lambda k: k.esa(image(58), esa_weights(58, 10), 0)),
     Case("esa_blueprint", "esa", lambda k: k.esa(image(), esa_weights(64, 18), 1)),
     Case(
-        "esa_plain_backward", "esa", lambda k: k.esa_backward(patches(58), patches(58), esa_weights(58, 10), 0), stack=64
+        "esa_plain_backward",
+        "esa",
+        lambda k: k.esa_backward(patches(58), patches(58), esa_weights(58, 10), 0),
+        stack=64,
     ),
     Case(
         "esa_blueprint_backward",

@@ -26,6 +26,7 @@ import torch
 
 BASELINE = Path(__file__).with_name("baseline.json")
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+POINTERS[torch.int32] = "*i32"
 ALIGNED = [["tt.divisibility", 16]]
 COUNTED = ("HMMA", "HGMMA", "UTCHMMA", "MUFU", "FSEL", "FFMA", "FMUL", "FADD", "LDS", "STS", "LDSM", "SHFL", "BAR")
 

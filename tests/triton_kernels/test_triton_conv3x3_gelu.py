@@ -61,7 +61,8 @@ def test_empty(shape: tuple[int, ...]) -> None:
     with fastsr.backend("triton"):
         y = function("gelu")(x, w, b, s)
         gradients = torch.autograd.grad(y, (x, w, b, s), torch.ones_like(y))
-    assert y.shape == s.shape and all(g.shape == t.shape and not g.any() for g, t in zip(gradients[:3], (x, w, b)))
+    assert y.shape == s.shape
+    assert all(g.shape == t.shape and not g.any() for g, t in zip(gradients[:3], (x, w, b), strict=True))
 
 
 def test_input_without_gradient() -> None:
