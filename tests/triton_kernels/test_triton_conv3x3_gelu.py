@@ -52,7 +52,7 @@ def test_twice_rule(shape: tuple[int, ...], k: int, dtype: torch.dtype, activati
 
 
 def test_repeatable() -> None:
-    assert_repeatable(function("gelu"), inputs((1, 8, 6, 9), 12), "triton")
+    assert_repeatable(function("gelu"), inputs((1, 8, 5, 6), 12), "triton")
 
 
 @pytest.mark.parametrize("shape", ((0, 8, 4, 4), (2, 8, 0, 4)))

@@ -75,7 +75,7 @@ def test_an_empty_batch(residual: Residual) -> None:  # PyTorch's pixel_shuffle 
 
 
 def test_repeatable() -> None:
-    assert_repeatable(function(2, "bilinear"), case((1, 8, 5, 9), 3, 2, "bilinear"), "triton")
+    assert_repeatable(function(2, "bilinear"), case((1, 8, 5, 6), 3, 2, "bilinear"), "triton")
 
 
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
