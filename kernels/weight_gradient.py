@@ -19,7 +19,7 @@ from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch
 from fastsr.kernels.partials import empty_partials, sum_partials
 from fastsr.kernels.taps import dot_tile, inside, load_map, pixels_at, strides_of, tile_pixels, vector
 
-RANGES = 32  # of tiles, at most
+DENSE_RANGES, DEPTHWISE_RANGES = 32, 256  # of tiles, at most: how many partial sums there are of each gradient
 
 
 @triton.jit(do_not_specialize=["H", "W", "GH", "GW", "tiles", "per_range", "size"])
@@ -131,10 +131,10 @@ def depthwise_kernel(
     tl.store(p_sum, tl.sum(b_sum, 1), mask=m_t[:, None] & (o_c < C)[None, :])
 
 
-def ranges_of(g: Tensor, config: Tile, size: int) -> tuple[Tensor, int, int]:
+def ranges_of(g: Tensor, config: Tile, size: int, most: int) -> tuple[Tensor, int, int]:
     """Room for partial sums of `size` over the tiles of `g`, the number of tiles, and how many a range has."""
     tiles = max(1, g.shape[0] * cdiv(g.shape[2], config["BH"]) * cdiv(g.shape[3], config["BW"]))
-    per_range = cdiv(tiles, RANGES)
+    per_range = cdiv(tiles, most)
     return empty_partials(g, cdiv(tiles, per_range), size), tiles, per_range
 
 
@@ -148,7 +148,7 @@ def dense(
     k, c, side, _ = weight.shape
     config = dot_tile("dense_gradient", x, channels=max(c, k))
     block_c, block_k = (block(extent, MIN_DOT, config["BC"]) for extent in (c, k))
-    partials, tiles, per_range = ranges_of(g, config, side * side * k * c + k)
+    partials, tiles, per_range = ranges_of(g, config, side * side * k * c + k, DENSE_RANGES)
     grid = (side * side * cdiv(c, block_c) * cdiv(k, block_k) + cdiv(k, block_k), partials.shape[0])
     shapes = (*x.shape[2:], *g.shape[2:], tiles, per_range, partials.shape[1])
     maps = {"C": c, "K": k, "GK": g.shape[1], "X_VECTOR": vector(x), "G_VECTOR": vector(g)}
@@ -168,7 +168,7 @@ def depthwise(
     c = weight.shape[0]
     config = tile("depthwise_gradient", x, channels=c)
     config["BC"] = block(c, most=config["BC"])
-    partials, tiles, per_range = ranges_of(g, config, 10 * c)
+    partials, tiles, per_range = ranges_of(g, config, 10 * c, DEPTHWISE_RANGES)
     shapes = (*x.shape[2:], *g.shape[2:], tiles, per_range, partials.shape[1])
     maps = {"C": c, "X_VECTOR": vector(x), "G_VECTOR": vector(g), "STRIDE": stride, "PADDING": padding}
     operands = (x, g, partials, strides_of(x), strides_of(g), *shapes)

@@ -89,6 +89,7 @@ CASES: list[Case] = [
         lambda k: k.conv3x3_gelu(
             image(58, dtype=FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), None, 1
         ),
+        architectures=(80, 90),
     ),
     Case(
         "conv3x3_gelu_backward",
@@ -103,12 +104,14 @@ CASES: list[Case] = [
             patches(58, FP32), patches(58, FP32), weight(58, 58, 3, 3, dtype=FP32), weight(58, dtype=FP32), 1, True
         ),
         stack=64,
+        architectures=(80, 90),
     ),
     Case("conv_mix", "conv_mix", lambda k: k.conv_mix(image(58), image(58), *mix_weights(FP16), 1)),
     Case(
         "conv_mix_float",
         "conv_mix",
         lambda k: k.conv_mix(image(58, dtype=FP32), image(58, dtype=FP32), *mix_weights(FP32), 1),
+        architectures=(80, 90),
     ),
     Case(
         "conv_mix_backward",
@@ -121,6 +124,7 @@ CASES: list[Case] = [
         "conv_mix",
         lambda k: k.conv_mix_backward(*[patches(58, FP32)] * 3, *mix_weights(FP32), 1),
         stack=64,
+        architectures=(80, 90),
     ),
     Case(
         "upsample",
