@@ -122,3 +122,13 @@ def test_fakes_and_layouts(form: type, layout: str) -> None:
         y = torch.ops.fastsr.esa(x, weights, 1)
     memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
     assert y.is_contiguous(memory_format=memory_format)
+
+
+def test_compiles_in_one_graph_without_recompiling() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(function(PLAIN, 1), fullgraph=True, dynamic=True, backend="aot_eager")
+    _, *weights = (moved(t, DEVICE) for t in case((1, 4, 13, 13), 8, PLAIN))
+    with torch.no_grad(), fastsr.backend("triton"), torch._dynamo.config.patch(error_on_recompile=True):
+        for size in ((13, 14), (14, 16)):
+            x = moved(feature_map((2, 4, *size), "nhwc"), DEVICE)
+            assert torch.equal(compiled(x, *weights), function(PLAIN, 1)(x, *weights))
