@@ -14,7 +14,7 @@ from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
-TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 64  # one program holds all channels of its pixels
+TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 32  # one program holds all channels of its pixels
 
 
 def esa_min_size(conv2_padding: int) -> int:
