@@ -15,6 +15,7 @@ from fastsr.errors import (
     InputError,
     UnknownModelError,
 )
+from fastsr.freeze import FrozenNet, freeze
 from fastsr.models import (
     BSRN,
     MLRN,
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointError",
     "Complexity",
     "FastsrError",
+    "FrozenNet",
     "ImageError",
     "InputError",
     "UnknownModelError",
@@ -54,6 +56,7 @@ __all__ = [
     "create_model",
     "current_backend",
     "current_gelu",
+    "freeze",
     "info",
     "list_models",
     "load",

@@ -7,6 +7,7 @@ load is a reason that `fastsr info` and the fall-back messages quote, never an e
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def _choose_cpu_isa() -> str | None:
 
 CPU = _load("_ops_cpu")
 CPU_ISA = _choose_cpu_isa()
+
+# A forked child has torch's record of its threads but not the threads, and waits for them in vain in its first parallel
+# loop, torch's own or a kernel's. On one thread nothing waits; torch.set_num_threads asks for more again.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def cpu_isa_problem() -> str | None:

@@ -96,7 +96,8 @@ Results backward(const char* op, const Tensor& grad, const Tensor* grad_distille
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation is ", activation, "; pass 0, 1 or 2");
 
   const AlkConvKernels& k = kernels().alk_conv;
-  AlkConvShape s = alk_shape(x, w, stage ? d_weight->size(0) : 0, eps, activation, stage);
+  AlkConvShape s =
+      alk_shape(x, w.pw_weight.size(0), stage ? d_weight->size(0) : 0, w.lora1_weight.size(2), eps, activation, stage);
   OutputMap dx(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, output_format(x));
   ParameterGradients parameters(s, k.lanes);
   const int64_t size = k.gradient_floats(s);
@@ -150,7 +151,7 @@ alk_stage_backward(const Tensor& grad_distilled, const Tensor& grad_refined, con
                    double eps) {
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
   check_alk_weights("alk_stage_backward", x, w);
-  check_distil("alk_stage_backward", x, w, dw, db);
+  check_distil("alk_stage_backward", x.size(1), w, dw, db);
   const Results r = backward("alk_stage_backward", grad_refined, &grad_distilled, x, w, &dw, &db, eps, 1);
   const std::array<Tensor, 9> p = r.parameters.alk(w);
   return {r.dx, r.parameters.d_weight(dw), r.parameters.d_bias(db), p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7],

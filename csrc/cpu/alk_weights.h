@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "../checks.h"
@@ -17,14 +18,13 @@ struct AlkWeightTensors {
       &norm_weight, &norm_bias;
 };
 
-inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTensors& w) {
-  check_feature_map(op, x, "x");
-  check_kernel_dtype(op, x);
+// `c` channels in.
+inline void check_alk_weights(const char* op, int64_t c, const AlkWeightTensors& w) {
   STD_TORCH_CHECK(w.pw_weight.dim() == 4 && w.pw_weight.size(0) > 0, op, ": pw_weight has ", w.pw_weight.dim(),
                   " dimensions; pass [K, C, 1, 1] with K > 0");
   STD_TORCH_CHECK(w.lora1_weight.dim() == 4, op, ": lora1_weight has ", w.lora1_weight.dim(),
                   " dimensions; pass [K, 1, k, 1]");
-  const int64_t c = x.size(1), k = w.pw_weight.size(0), taps = w.lora1_weight.size(2);
+  const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2);
   STD_TORCH_CHECK(taps % 2 == 1 && taps <= AlkConvShape::kMaxTaps, op, ": lora1_weight has ", taps,
                   " taps; pass an odd number up to ", AlkConvShape::kMaxTaps);
   check_weight(op, w.pw_weight, {k, c, 1, 1}, "pw_weight");
@@ -38,23 +38,29 @@ inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTe
   check_weight(op, w.norm_bias, {k}, "norm_bias");
 }
 
-inline void check_distil(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor& d_weight,
+inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTensors& w) {
+  check_feature_map(op, x, "x");
+  check_kernel_dtype(op, x);
+  check_alk_weights(op, x.size(1), w);
+}
+
+inline void check_distil(const char* op, int64_t c, const AlkWeightTensors& w, const Tensor& d_weight,
                          const Tensor& d_bias) {
-  STD_TORCH_CHECK(w.pw_weight.size(0) == x.size(1), op, ": pw_weight gives ", w.pw_weight.size(0), " channels; pass ",
-                  x.size(1), ", the channels of x, which is added to them");
+  STD_TORCH_CHECK(w.pw_weight.size(0) == c, op, ": pw_weight gives ", w.pw_weight.size(0), " channels; pass ", c,
+                  ", the channels of x, which is added to them");
   STD_TORCH_CHECK(d_weight.dim() == 4, op, ": d_weight has ", d_weight.dim(), " dimensions; pass [D, C, 1, 1]");
-  check_weight(op, d_weight, {d_weight.size(0), x.size(1), 1, 1}, "d_weight");
+  check_weight(op, d_weight, {d_weight.size(0), c, 1, 1}, "d_weight");
   check_weight(op, d_bias, {d_weight.size(0)}, "d_bias");
 }
 
-inline AlkConvShape alk_shape(const Tensor& x, const AlkWeightTensors& w, int64_t d, double eps, int64_t activation,
+// Of `k` channels out, `d` distilled (0: none), with a large kernel of `taps`.
+inline AlkConvShape alk_shape(const Tensor& x, int64_t k, int64_t d, int64_t taps, double eps, int64_t activation,
                               bool residual) {
-  const int64_t taps = w.lora1_weight.size(2);
   return {.n = x.size(0),
           .c = x.size(1),
           .h = x.size(2),
           .w = x.size(3),
-          .k = w.pw_weight.size(0),
+          .k = k,
           .d = d,
           .taps = taps,
           .halo = std::max<int64_t>(taps / 2, 1),
@@ -64,55 +70,80 @@ inline AlkConvShape alk_shape(const Tensor& x, const AlkWeightTensors& w, int64_
           .residual = residual};
 }
 
-// AlkConvWeights in one allocation.
+// Where the parts of AlkConvWeights lie in one array of floats.
+struct AlkLayout {
+  int64_t c, k, d, taps, lanes;
+
+  int64_t size() const { return offsets().back(); }
+  AlkConvWeights at(const float* memory) const {
+    const auto o = offsets();
+    return {memory + o[0],
+            memory + o[1],
+            memory + o[2],
+            memory + o[3],
+            memory + o[4],
+            d > 0 ? memory + o[5] : nullptr,
+            d > 0 ? memory + o[6] : nullptr};
+  }
+  int64_t padded(int64_t n) const { return (n + lanes - 1) / lanes * lanes; }
+  int64_t all_taps() const { return 2 * taps + 9; }
+  // Beginnings of the parts in the order of AlkConvWeights, each on a cache line, and the end.
+  std::array<int64_t, 8> offsets() const {
+    const int64_t groups = padded(k) / lanes;
+    const int64_t sizes[] = {
+        c * padded(k), groups * all_taps() * lanes, groups * 3 * lanes, padded(k), padded(k), c * padded(d), padded(d)};
+    std::array<int64_t, 8> out{};
+    for (int i = 0; i < 7; ++i) out[i + 1] = out[i] + (sizes[i] + 15) / 16 * 16;
+    return out;
+  }
+};
+
+// Writes the weights into `memory`, zeros, of the layout's size.
+inline void pack_alk_weights(const AlkLayout& layout, const AlkWeightTensors& w, const Tensor* d_weight,
+                             const Tensor* d_bias, float* memory) {
+  const int64_t lanes = layout.lanes, taps = layout.taps, k_padded = layout.padded(layout.k);
+  const auto offsets = layout.offsets();
+  const auto part = [&](int i) { return memory + offsets[i]; };
+  pack_transposed(w.pw_weight, layout.k, layout.c, part(0), k_padded);
+  constexpr float kScale = 1.f / PiecewiseTable::kWidth;
+  const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), b1(w.lora1_bias),
+      b2(w.lora2_bias), b3(w.small_bias), nw(w.norm_weight), nb(w.norm_bias);
+  for (int64_t i = 0; i < layout.k; ++i) {
+    const int64_t group = i / lanes, lane = i % lanes;
+    float* tap = part(1) + group * layout.all_taps() * lanes + lane;
+    for (int64_t t = 0; t < taps; ++t) {
+      tap[t * lanes] = l1[i * taps + t] * kScale;
+      tap[(taps + t) * lanes] = l2[i * taps + t] * kScale;
+    }
+    for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + t] * kScale;
+    float* bias = part(2) + group * 3 * lanes + lane;
+    bias[0] = b1[i] * kScale;
+    bias[lanes] = b2[i] * kScale;
+    bias[2 * lanes] = b3[i] * kScale;
+    part(3)[i] = nw[i];
+    part(4)[i] = nb[i];
+  }
+  if (layout.d > 0) {
+    pack_transposed(*d_weight, layout.d, layout.c, part(5), layout.padded(layout.d));
+    const FloatParameter bias(*d_bias);
+    for (int64_t i = 0; i < layout.d; ++i) part(6)[i] = bias[i];
+  }
+}
+
+// Weights packed for one call.
 class AlkPacked {
  public:
   AlkPacked(const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias, int64_t lanes, int64_t c)
-      : lanes_(lanes) {
-    const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2), d = d_weight ? d_weight->size(0) : 0;
-    const int64_t k_padded = padded(k), d_padded = padded(d), groups = k_padded / lanes, all = 2 * taps + 9;
-    const int64_t sizes[] = {c * k_padded, groups * all * lanes, groups * 3 * lanes, k_padded, k_padded, c * d_padded,
-                             d_padded};
-    int64_t total = 0;
-    for (const int64_t size : sizes) total += (size + 15) / 16 * 16;
-    memory_ = make_buffer<float>(total);
-    std::fill_n(memory_.get(), total, 0.f);
-    float *part[7], *next = memory_.get();
-    for (int i = 0; i < 7; next += (sizes[i] + 15) / 16 * 16, ++i) part[i] = next;
-    pointers_ = {part[0], part[1], part[2], part[3], part[4], d ? part[5] : nullptr, d ? part[6] : nullptr};
-
-    pack_transposed(w.pw_weight, k, c, part[0], k_padded);
-    constexpr float kScale = 1.f / PiecewiseTable::kWidth;
-    const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), b1(w.lora1_bias),
-        b2(w.lora2_bias), b3(w.small_bias), nw(w.norm_weight), nb(w.norm_bias);
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t group = i / lanes, lane = i % lanes;
-      float* tap = part[1] + group * all * lanes + lane;
-      for (int64_t t = 0; t < taps; ++t) {
-        tap[t * lanes] = l1[i * taps + t] * kScale;
-        tap[(taps + t) * lanes] = l2[i * taps + t] * kScale;
-      }
-      for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + t] * kScale;
-      float* bias = part[2] + group * 3 * lanes + lane;
-      bias[0] = b1[i] * kScale;
-      bias[lanes] = b2[i] * kScale;
-      bias[2 * lanes] = b3[i] * kScale;
-      part[3][i] = nw[i];
-      part[4][i] = nb[i];
-    }
-    if (d > 0) {
-      pack_transposed(*d_weight, d, c, part[5], d_padded);
-      const FloatParameter bias(*d_bias);
-      for (int64_t i = 0; i < d; ++i) part[6][i] = bias[i];
-    }
+      : layout_{c, w.pw_weight.size(0), d_weight ? d_weight->size(0) : 0, w.lora1_weight.size(2), lanes},
+        memory_(make_buffer<float>(layout_.size())) {
+    std::fill_n(memory_.get(), layout_.size(), 0.f);
+    pack_alk_weights(layout_, w, d_weight, d_bias, memory_.get());
   }
-  const AlkConvWeights& pointers() const { return pointers_; }
+  AlkConvWeights pointers() const { return layout_.at(memory_.get()); }
 
  private:
-  int64_t padded(int64_t n) const { return (n + lanes_ - 1) / lanes_ * lanes_; }
-  int64_t lanes_;
+  AlkLayout layout_;
   Buffer<float> memory_;
-  AlkConvWeights pointers_;
 };
 
 // What the backward needs besides: reversed filters without bias, and the pointwise weights [K' + D'][C'].

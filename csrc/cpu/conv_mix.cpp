@@ -92,7 +92,7 @@ Tensor conv_mix(const Tensor& x, const Tensor& shortcut, const std::optional<Ten
     const ConvMixArgs<T> args{
         n, c, h, w, k, activation, packed.view(), read_map<T>(from), read_map<T>(added), write_map<T>(out.nhwc())};
     const int64_t step = std::max<int64_t>(1, kPixelsPerTask / w);
-    parallel_bands((n * h + step - 1) / step, [&](int64_t i) {
+    parallel_runs((n * h + step - 1) / step, [&](int64_t i, bool) {
       float* scratch = thread_scratch<float, MixScratch>(kernels().conv_mix.scratch_size(c, k));
       typed(type).forward(args, scratch, i * step, std::min(n * h, (i + 1) * step));
     });

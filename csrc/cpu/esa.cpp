@@ -2,16 +2,16 @@
 //
 // Two passes over x. The first computes conv1 (and the strided convolution's pointwise product) row by row; the side
 // path then works on maps of a quarter of the pixels and less; the second pass enlarges it, strip by strip of a row,
-// and gates x while the strip is in the first-level cache.
+// and gates x while the strip is in the first-level cache. Weights packed beforehand are folded (esa_path.h).
 #include "esa_path.h"
+#include "packed.h"
 
 namespace fastsr::cpu::esa {
 namespace {
 
 constexpr int64_t kStrip = 48;
 
-Tensor forward(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding) {
-  const Weights w = pack(x, weights, conv2_padding, false);
+Tensor forward(const Tensor& x, const Weights& w) {
   const int64_t width = x.size(3), columns = padded_channels(w.c);
   MapWriter y(kOp, x, {x.size(0), w.c, x.size(2), width});
   if (x.numel() == 0) return y.finish();
@@ -28,7 +28,7 @@ Tensor forward(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv
     over_strips(width, kStrip, [&](int64_t at, int64_t pixels) {
       gate_input(w, path, to, blended, n, h, at, pixels, z);
       const RowSegment segment{z, w.f, w.f};
-      kernels().rows.gemm({&segment, 1, pixels, w.conv4.get(), columns, w.conv4_bias.get(), 0, gate, columns, columns});
+      kernels().rows.gemm({&segment, 1, pixels, w.conv4, columns, w.conv4_bias, 0, gate, columns, columns});
       const FloatRow row = x_map.row(n, h, at, pixels, in);
       int64_t stride;
       float* out = y.target(n, h, at, spare, stride);
@@ -39,7 +39,47 @@ Tensor forward(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv
   return y.finish();
 }
 
+Tensor esa(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding) {
+  check_size(x, conv2_padding);
+  return forward(x, pack(x.size(1), weights, conv2_padding, false));
+}
+
+Tensor esa_pack(const std::vector<Tensor>& weights) {
+  STD_TORCH_CHECK(!weights.empty() && weights[0].dim() == 4, "esa_pack: the first weight is not [f, C, 1, 1]");
+  Weights w = pack(weights[0].size(1), weights, 0, false);
+  fold(w);
+  int64_t size = 0;
+  over_parts(w, [&](const float*, int64_t count) { size += count; });
+  PackedWeights packed(weights[0], PackedFor::kEsa, {w.c, w.inner, w.separable}, size);
+  float* to = packed.mutable_data();
+  over_parts(w, [&](const float* from, int64_t count) { to = std::copy_n(from, count, to); });
+  return packed.tensor();
+}
+
+Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
+  constexpr const char* kName = "esa_packed";
+  check_size(x, conv2_padding);
+  const PackedWeights weights(kName, PackedFor::kEsa, packed);
+  STD_TORCH_CHECK(weights.fact(0) == x.size(1), kName, ": packed are weights for ", weights.fact(0),
+                  " channels, and x has ", x.size(1));
+  STD_TORCH_CHECK(weights.fact(1) > 0 && (weights.fact(2) == 0 || weights.fact(2) == 1), kName,
+                  ": packed are no weights packed for this operator; pass what its _pack operator returned");
+  Weights w = outline(weights.fact(0), weights.fact(1), weights.fact(2) == 1, conv2_padding);
+  w.folded = w.separable;
+  int64_t size = 0;
+  over_parts(w, [&](const float*& part, int64_t count) {
+    part = weights.data() + size;
+    size += count;
+  });
+  weights.check_size(kName, size);
+  return forward(x, w);
+}
+
 }  // namespace
 }  // namespace fastsr::cpu::esa
 
-STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) { m.impl("esa", TORCH_BOX(&fastsr::cpu::esa::forward)); }
+STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
+  m.impl("esa", TORCH_BOX(&fastsr::cpu::esa::esa));
+  m.impl("esa_pack", TORCH_BOX(&fastsr::cpu::esa::esa_pack));
+  m.impl("esa_packed", TORCH_BOX(&fastsr::cpu::esa::esa_packed));
+}

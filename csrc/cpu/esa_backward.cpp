@@ -64,11 +64,11 @@ void conv_backward(const Conv3x3& conv, const PaddedMap& in, const PaddedMap& u,
       if (at < 0 || at % stride || at / stride >= grad.h) continue;
       const float* g = grad.row(n, at / stride);
       if (conv.separable) {
-        kernels().esa.depthwise_transposed(g, conv.taps.get() + i * 3 * f, row, grad.w, stride, f);
+        kernels().esa.depthwise_transposed(g, conv.taps + i * 3 * f, row, grad.w, stride, f);
       } else {
         const RowSegment segment{g, f, f};
         kernels().rows.gemm(
-            {&segment, 1, grad.w, conv.transposed.get() + i * 3 * f * f, 3 * f, nullptr, 0, products, 3 * f, 3 * f});
+            {&segment, 1, grad.w, conv.transposed + i * 3 * f * f, 3 * f, nullptr, 0, products, 3 * f, 3 * f});
         kernels().esa.overlap_add(products, row, grad.w, stride, f);
       }
     }
@@ -92,7 +92,7 @@ void conv_backward(const Conv3x3& conv, const PaddedMap& in, const PaddedMap& u,
     const float* du = transposed_row(n, r, memory, nullptr);
     const RowSegment input{in.row(n, r), f, f}, gradient{du, f, f};
     kernels().rows.outer({&input, 1, in.w, du, f, f, total});
-    kernels().rows.gemm({&gradient, 1, in.w, conv.transposed.get(), f, nullptr, 0, d_in.row(n, r), f, f});
+    kernels().rows.gemm({&gradient, 1, in.w, conv.transposed, f, nullptr, 0, d_in.row(n, r), f, f});
   });
   gradients[conv.first] = pointwise_gradient(weights[conv.first], pointwise.data(), f);
   gradients[conv.first + 1] =
@@ -154,7 +154,8 @@ void path_backward(const Weights& w, Path& path, const std::vector<Tensor>& weig
 
 std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tensor& x,
                                                  const std::vector<Tensor>& weights, int64_t conv2_padding) {
-  const Weights w = pack(x, weights, conv2_padding, true);
+  check_size(x, conv2_padding);
+  const Weights w = pack(x.size(1), weights, conv2_padding, true);
   check_same_shape(kOp, x, grad, "grad");
   check_same_dtype(kOp, x, grad, "grad");
   const int64_t n = x.size(0), h = x.size(2), width = x.size(3), f = w.f, columns = padded_channels(w.c);
@@ -182,8 +183,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tenso
     over_strips(width, kStrip, [&](int64_t at, int64_t pixels) {
       gate_input(w, path, to, blended, i, r, at, pixels, z);
       const RowSegment z_segment{z, f, f};
-      kernels().rows.gemm(
-          {&z_segment, 1, pixels, w.conv4.get(), columns, w.conv4_bias.get(), 0, gate, columns, columns});
+      kernels().rows.gemm({&z_segment, 1, pixels, w.conv4, columns, w.conv4_bias, 0, gate, columns, columns});
       const FloatRow row = x_map.row(i, r, at, pixels, x_strip), g = grad_map.row(i, r, at, pixels, g_strip);
       int64_t stride;
       float* out = dx.target(i, r, at, spare, stride);
@@ -193,7 +193,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tenso
       kernels().rows.sum(gate, columns, pixels, columns, total + conv4_size);
       float* dz_strip = dz.row(i, r) + at * f;
       const RowSegment gate_segment{gate, columns, w.c}, reduced{path.reduced().row(i, r) + at * f, f, f};
-      kernels().rows.gemm({&gate_segment, 1, pixels, w.conv4_transposed.get(), f, nullptr, 0, dz_strip, f, f});
+      kernels().rows.gemm({&gate_segment, 1, pixels, w.conv4_transposed, f, nullptr, 0, dz_strip, f, f});
       kernels().rows.outer({&reduced, 1, pixels, dz_strip, f, f, total + conv_f_at});
       kernels().rows.sum(dz_strip, f, pixels, f, total + conv_f_at + f * f);
     });
@@ -214,15 +214,14 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tenso
     float* spare = sections.take(strip);
     over_strips(width, kStrip, [&](int64_t at, int64_t pixels) {
       const RowSegment z_segment{dz.row(i, r) + at * f, f, f};
-      kernels().rows.gemm({&z_segment, 1, pixels, w.conv_f_transposed.get(), f, nullptr, 0, through_f, f, f});
+      kernels().rows.gemm({&z_segment, 1, pixels, w.conv_f_transposed, f, nullptr, 0, through_f, f, f});
       float* d = d_reduced.row(i, r) + at * f;
       kernels().esa.add_scaled(1.f, through_f, d, pixels * f);
       const FloatRow row = x_map.row(i, r, at, pixels, x_strip);
       const RowSegment x_segment{row.data, row.stride, w.c}, d_segment{d, f, f};
       kernels().rows.outer({&x_segment, 1, pixels, d, f, f, total});
       kernels().rows.sum(d, f, pixels, f, total + w.c * f);
-      kernels().rows.gemm(
-          {&d_segment, 1, pixels, w.conv1_transposed.get(), columns, nullptr, 0, product, columns, columns});
+      kernels().rows.gemm({&d_segment, 1, pixels, w.conv1_transposed, columns, nullptr, 0, product, columns, columns});
       int64_t stride;
       float* out = dx.target(i, r, at, spare, stride);
       dx_map.row(i, r, at, pixels, out);

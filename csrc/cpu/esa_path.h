@@ -40,11 +40,11 @@ class PaddedMap {
 struct Conv3x3 {
   bool separable;
   int64_t stride, padding, activation;
-  int64_t first;             // of its weights in the operator's list
-  Buffer<float> weight;      // dense: [3][3 f][f]; separable: the pointwise [f][f]
-  Buffer<float> taps;        // separable: [9][f]
-  Buffer<float> bias;        // [f]
-  Buffer<float> transposed;  // dense: [3][f][3 f]; separable: the pointwise [f][f]
+  int64_t first;                      // of its weights in the operator's list
+  const float* weight = nullptr;      // dense: [3][3 f][f]; separable: the pointwise [f][f]
+  const float* taps = nullptr;        // separable: [9][f]
+  const float* bias = nullptr;        // [f]
+  const float* transposed = nullptr;  // dense: [3][f][3 f]; separable: the pointwise [f][f]
 
   int64_t out_size(int64_t size) const { return (size + 2 * padding - 3) / stride + 1; }
 };
@@ -52,16 +52,51 @@ struct Conv3x3 {
 struct Weights {
   int64_t c, inner, f;  // channels, inner channels and those padded
   bool separable;
-  Buffer<float> conv1, conv1_bias;    // [c][f]
-  Buffer<float> conv_f, conv_f_bias;  // [f][f]
-  Buffer<float> conv4, conv4_bias;    // [f][padded c]
-  Buffer<float> conv1_transposed, conv_f_transposed, conv4_transposed;
+  // Whether conv1 has taken in the pointwise of the strided convolution and conv_f, which is exact for the blueprint
+  // form: conv1 then gives [pointwise(conv1 x), conv_f(conv1 x)], 2 f channels, and those two are gone.
+  bool folded = false;
+  const float *conv1, *conv1_bias;              // [c][f or 2 f]
+  const float *conv_f = nullptr, *conv_f_bias;  // [f][f]
+  const float *conv4, *conv4_bias;              // [f][padded c]
+  const float *conv1_transposed, *conv_f_transposed, *conv4_transposed;
   std::vector<Conv3x3> convs;         // the strided one, then those behind the pool
   int64_t conv_f_index, conv4_index;  // in the operator's list
+  std::vector<Buffer<float>> owned;   // what the pointers point into, unless that is a packed tensor
+
+  int64_t reduced_channels() const { return folded ? 2 * f : f; }
+  const float* own(Buffer<float> part) { return owned.emplace_back(std::move(part)).get(); }
 };
 
-// Checks and packs the weights; `backward` packs the transposed ones, too.
-Weights pack(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding, bool backward);
+// Calls visit(pointer, floats) for all that the forward reads, in a fixed order.
+template <class Visit>
+void over_parts(Weights& w, Visit&& visit) {
+  visit(w.conv1, w.c * w.reduced_channels());
+  visit(w.conv1_bias, w.reduced_channels());
+  if (!w.folded) {
+    visit(w.conv_f, w.f * w.f);
+    visit(w.conv_f_bias, w.f);
+  }
+  visit(w.conv4, w.f * padded_channels(w.c));
+  visit(w.conv4_bias, padded_channels(w.c));
+  for (size_t i = 0; i < w.convs.size(); ++i) {
+    Conv3x3& conv = w.convs[i];
+    if (!conv.separable || i > 0 || !w.folded) visit(conv.weight, (conv.separable ? 1 : 9) * w.f * w.f);
+    if (conv.separable) visit(conv.taps, 9 * w.f);
+    visit(conv.bias, w.f);
+  }
+}
+
+// Checks and packs the weights for `c` channels; `backward` packs the transposed ones, too.
+Weights pack(int64_t c, const std::vector<Tensor>& weights, int64_t conv2_padding, bool backward);
+
+// Folds weights of the blueprint form (Weights::folded), in double; others it leaves as they are.
+void fold(Weights& w);
+
+// The weights' sizes and convolutions, without what they point to.
+Weights outline(int64_t c, int64_t inner, bool separable, int64_t conv2_padding);
+
+// The image must be large enough for the pool.
+void check_size(const Tensor& x, int64_t conv2_padding);
 
 // What the side path computes, kept for the backward.
 struct Path {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "pages.h"
 
 namespace fastsr::cpu {
 
@@ -28,7 +29,10 @@ inline MemoryFormat output_format(const Tensor& x) {
 }
 
 inline Tensor empty_feature_map(const Tensor& like, std::array<int64_t, 4> size, MemoryFormat format) {
-  return torch::stable::empty({size.data(), 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  Tensor map =
+      torch::stable::empty({size.data(), 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  prefer_huge_pages(map.mutable_data_ptr(), static_cast<size_t>(map.numel()) * like.element_size());
+  return map;
 }
 
 // A feature map as a kernel reads or writes it: pixel (n, h, w) begins at data + n * stride_n + h * stride_h +

@@ -11,6 +11,8 @@
 #include <new>
 #include <vector>
 
+#include "pages.h"
+
 namespace fastsr::cpu {
 
 // Calls body(i) for i in [0, count), each once, on torch's intra-op threads. Items are handed out one by one, so a
@@ -39,6 +41,7 @@ Buffer<T> make_buffer(int64_t count) {
   const size_t bytes = (static_cast<size_t>(count > 0 ? count : 1) * sizeof(T) + 63) / 64 * 64;
   void* p = std::aligned_alloc(64, bytes);
   if (!p) throw std::bad_alloc();
+  prefer_huge_pages(p, bytes);
   return Buffer<T>(static_cast<T*>(p));
 }
 

@@ -3,9 +3,8 @@
 
 #include <string>
 
+#include "conv_tensors.h"
 #include "isa/table.h"
-#include "layout.h"
-#include "parallel.h"
 
 namespace fastsr::cpu {
 
@@ -165,16 +164,6 @@ inline std::vector<float> to_floats(const Tensor& p) {
   const Tensor q = torch::stable::contiguous(torch::stable::to(p, ScalarType::Float));
   const float* data = static_cast<const float*>(q.const_data_ptr());
   return std::vector<float>(data, data + q.numel());
-}
-
-// A vector of parameters, padded with zeros.
-inline Buffer<float> padded_vector(const Tensor& p) {
-  const std::vector<float> values = to_floats(p);
-  const int64_t size = static_cast<int64_t>(values.size()), padded = padded_channels(size);
-  Buffer<float> out = make_buffer<float>(padded);
-  std::copy(values.begin(), values.end(), out.get());
-  std::fill(out.get() + size, out.get() + padded, 0.f);
-  return out;
 }
 
 // A matrix [rows][columns] with element (r, c) = value(r, c), columns padded with zeros to a multiple of kChannelBlock.

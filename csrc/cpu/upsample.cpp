@@ -1,11 +1,9 @@
 // fastsr::upsample and its backward on the CPU: pixel_shuffle(conv3x3(x)) plus a residual from the LR image.
 //
-// The convolution's output channels are packed in the order (row in the block, column, channel), so that the shuffle
-// copies runs. Rows of x are converted into a window of three zero-padded rows, over which the convolution is one
-// matrix product with a segment per kernel row. The backward does the same with the unshuffled gradient g:
-//
-//   dx[h][w] = sum over i, j of W[2-i][2-j]^T g[h-1+i][w-1+j],  dW[i][j] = sum over pixels of g[h][w] x[h-1+i][w-1+j]^T
+// The convolution is that of conv3x3.h, with its output channels in the order (row in the block, column, channel), so
+// that the shuffle copies runs. The backward unshuffles the gradient and takes the convolution's own.
 #include "bilinear.h"
+#include "conv3x3.h"
 #include "rows.h"
 
 namespace fastsr::cpu {
@@ -53,43 +51,20 @@ std::vector<BilinearTap> taps(int64_t size, int64_t scale) {
   return bilinear_taps(size, size * scale, static_cast<float>(1.0 / static_cast<double>(scale)));
 }
 
-// The last three rows that were asked for, each [W + 2][stride] with a zero pixel at both ends. Rows outside the image
-// are zero.
-template <class Fill>
-class RowWindow {
- public:
-  RowWindow(const Shape& s, int64_t stride, float* memory, Fill fill)
-      : s_(s), stride_(stride), size_(scratch(s, stride) / 3), memory_(memory), fill_(fill) {}
-  static int64_t scratch(const Shape& s, int64_t stride) { return 3 * Sections::padded((s.w + 2) * stride); }
-  // Pixel -1 of row r in [-1, H] of image n.
-  const float* row(int64_t n, int64_t r) {
-    const int64_t slot = (r + 1) % 3, id = n * (s_.h + 2) + r + 1;
-    float* memory = memory_ + slot * size_;
-    if (held_[slot] != id) {
-      held_[slot] = id;
-      if (r < 0 || r >= s_.h) {
-        std::fill_n(memory, size_, 0.f);
-      } else {
-        std::fill_n(memory, stride_, 0.f);
-        std::fill_n(memory + (s_.w + 1) * stride_, stride_, 0.f);
-        fill_(n, r, memory + stride_);
-      }
+// `weight` and `bias` in float32 with output channels in packed order.
+struct PackedParameters {
+  Tensor weight, bias;
+  PackedParameters(const Shape& s, const Tensor& natural_weight, const Tensor& natural_bias)
+      : weight(torch::stable::new_empty(natural_weight, natural_weight.sizes(), ScalarType::Float)),
+        bias(torch::stable::new_empty(natural_bias, natural_bias.sizes(), ScalarType::Float)) {
+    const Tensor w = float_parameter(natural_weight), b = float_parameter(natural_bias);
+    float *to_weight = static_cast<float*>(weight.mutable_data_ptr()),
+          *to_bias = static_cast<float*>(bias.mutable_data_ptr());
+    for (int64_t m = 0; m < s.outputs(); ++m) {
+      std::copy_n(float_data(w) + s.natural(m) * s.c * 9, s.c * 9, to_weight + m * s.c * 9);
+      to_bias[m] = float_data(b)[s.natural(m)];
     }
-    return memory;
   }
-  // The three rows around h as segments from pixel `first` on, three pixels each.
-  std::array<RowSegment, 3> segments(int64_t n, int64_t h, int64_t first) {
-    std::array<RowSegment, 3> out;
-    for (int64_t i = 0; i < 3; ++i) out[i] = {row(n, h - 1 + i) + first * stride_, stride_, 3 * stride_};
-    return out;
-  }
-
- private:
-  Shape s_;
-  int64_t stride_, size_;
-  float* memory_;
-  Fill fill_;
-  int64_t held_[3] = {-1, -1, -1};
 };
 
 // The LR image as dense floats [N, H, W, K].
@@ -129,40 +104,44 @@ class Image {
   std::vector<BilinearTap> rows_, columns_;
 };
 
+// The convolution's result, [n, h, w][columns] floats; of the channels beyond `outputs` nothing is known.
+Buffer<float> convolve(const Shape& s, const Tensor& x, const PackedParameters& parameters) {
+  const int64_t columns = s.columns();
+  Buffer<float> product = make_buffer<float>(s.n * s.h * s.w * columns);
+  dispatch_storage(kOp, x, [&](auto type) {
+    using T = decltype(type);
+    const Tensor from = side_by_side(x);
+    Conv3x3Args<T> args{s.n, s.c, s.h, s.w, s.outputs()};
+    args.x = read_map<T>(from);
+    args.pre = {product.get(), s.h * s.w * columns, s.w * columns, columns};
+    run_conv3x3(pack_conv3x3(parameters.weight, &parameters.bias, s.h, s.w, false), args);
+  });
+  return product;
+}
+
 Tensor upsample(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& lr,
                 int64_t scale, int64_t residual) {
   const Shape s = check(x, weight, bias, lr, scale, residual);
   MapWriter y(kOp, x, {s.n, s.k, s.h * scale, s.w * scale});
   if (y.nhwc().numel() == 0) return y.finish();
-  const MapReader x_map(kOp, x);
   const Image image(s, lr);
-  const std::vector<float> natural = to_floats(weight), natural_bias = to_floats(bias);
+  const Buffer<float> product = convolve(s, x, PackedParameters(s, weight, bias));
   const int64_t columns = s.columns();
-  const Buffer<float> w = pack_matrix(9 * s.c, s.outputs(), [&](int64_t r, int64_t m) {
-    return natural[(s.natural(m) * s.c + r % s.c) * 9 + r / s.c];
-  });
-  const Buffer<float> b = pack_matrix(1, s.outputs(), [&](int64_t, int64_t m) { return natural_bias[s.natural(m)]; });
-  const auto fill = [&](int64_t n, int64_t r, float* to) { x_map.copy(n, r, 0, s.w, to, s.c); };
-  using Window = RowWindow<decltype(fill)>;
   struct Scratch;
   parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
     const int64_t strip = kStrip * scale;
-    Sections sections(thread_scratch<float, Scratch>(Window::scratch(s, s.c) + kStrip * columns +
-                                                     Sections::padded(image.scratch(kStrip)) + y.scratch(strip)));
-    Window window(s, s.c, sections.take(Window::scratch(s, s.c)), fill);
-    float *product = sections.take(kStrip * columns), *extra = sections.take(image.scratch(kStrip));
-    float* spare = sections.take(y.scratch(strip));
+    Sections sections(thread_scratch<float, Scratch>(Sections::padded(image.scratch(kStrip)) + y.scratch(strip)));
+    float *extra = sections.take(image.scratch(kStrip)), *spare = sections.take(y.scratch(strip));
     for (int64_t at = first; at < last; ++at)
       over_strips(s.w, kStrip, [&](int64_t p, int64_t pixels) {
         const int64_t n = at / s.h, h = at % s.h;
-        const std::array<RowSegment, 3> segments = window.segments(n, h, p);
-        kernels().rows.gemm({segments.data(), 3, pixels, w.get(), columns, b.get(), 0, product, columns, columns});
         for (int64_t i = 0; i < scale; ++i) {
           const int64_t row = h * scale + i;
           const float* added = image.residual(n, row, p, pixels, extra);
           int64_t stride;
           float* out = y.target(n, row, p * scale, spare, stride);
-          kernels().upsample.shuffle({product + i * scale * s.k, columns, added, out, stride, pixels, scale, s.k});
+          const float* from = product.get() + (at * s.w + p) * columns + i * scale * s.k;
+          kernels().upsample.shuffle({from, columns, added, out, stride, pixels, scale, s.k});
           y.write(n, row, p * scale, pixels * scale, out, stride);
         }
       });
@@ -210,6 +189,25 @@ Tensor residual_backward(const Shape& s, const MapReader& grad, const Tensor& lr
   return d_lr.finish();
 }
 
+// The gradient of the convolution's result, [n, h, w][columns].
+Buffer<float> unshuffle(const Shape& s, const MapReader& grad) {
+  const int64_t columns = s.columns(), wide = s.w * s.scale;
+  Buffer<float> g = make_buffer<float>(s.n * s.h * s.w * columns);
+  struct Scratch;
+  parallel_rows(s.n * s.h, wide * s.scale, [&](int64_t first, int64_t last) {
+    float* memory = thread_scratch<float, Scratch>(grad.scratch(wide));
+    for (int64_t at = first; at < last; ++at) {
+      float* to = g.get() + at * s.w * columns;
+      std::fill_n(to, s.w * columns, 0.f);
+      for (int64_t i = 0; i < s.scale; ++i) {
+        const FloatRow row = grad.row(at / s.h, at % s.h * s.scale + i, 0, wide, memory);
+        kernels().upsample.unshuffle(row.data, row.stride, to + i * s.scale * s.k, columns, s.w, s.scale, s.k);
+      }
+    }
+  });
+  return g;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                              const Tensor& bias, const std::optional<Tensor>& lr,
                                                              int64_t scale, int64_t residual, bool lr_gradient) {
@@ -219,61 +217,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_backward(const Tensor& grad,
   STD_TORCH_CHECK(
       grad.size(0) == s.n && grad.size(1) == s.k && grad.size(2) == s.h * scale && grad.size(3) == s.w * scale, kOp,
       ": grad has not the shape of the output");
-  const MapReader x_map(kOp, x), grad_map(kOp, grad);
-  MapWriter dx(kOp, x, {s.n, s.c, s.h, s.w});
-  const std::vector<float> natural = to_floats(weight);
-  const int64_t columns = s.columns(), dx_columns = padded_channels(s.c);
-  const Buffer<float> flipped = pack_matrix(9 * columns, s.c, [&](int64_t r, int64_t c) {
-    const int64_t m = r % columns;
-    return m < s.outputs() ? natural[(s.natural(m) * s.c + c) * 9 + 8 - r / columns] : 0.f;
-  });
-  const auto fill_x = [&](int64_t n, int64_t r, float* to) { x_map.copy(n, r, 0, s.w, to, s.c); };
-  struct GradScratch;
-  const auto fill_grad = [&](int64_t n, int64_t r, float* to) {
-    float* memory = thread_scratch<float, GradScratch>(grad_map.scratch(s.w * scale));
-    std::fill_n(to, s.w * columns, 0.f);
-    for (int64_t i = 0; i < scale; ++i) {
-      const FloatRow g = grad_map.row(n, r * scale + i, 0, s.w * scale, memory);
-      kernels().upsample.unshuffle(g.data, g.stride, to + i * scale * s.k, columns, s.w, scale, s.k);
-    }
-  };
-  using XWindow = RowWindow<decltype(fill_x)>;
-  using GradWindow = RowWindow<decltype(fill_grad)>;
-  struct Scratch;
-  RangeSums sums(x.numel() == 0 ? 0 : s.n * s.h, (9 * s.c + 1) * columns);
-  sums.run([&](int64_t first, int64_t last, float* total) {
-    const int64_t x_size = XWindow::scratch(s, s.c), grad_size = GradWindow::scratch(s, columns);
-    Sections sections(thread_scratch<float, Scratch>(x_size + grad_size + dx.scratch(kStrip)));
-    XWindow x_rows(s, s.c, sections.take(x_size), fill_x);
-    GradWindow g_rows(s, columns, sections.take(grad_size), fill_grad);
-    float* spare = sections.take(dx.scratch(kStrip));
-    for (int64_t at = first; at < last; ++at) {
-      const int64_t n = at / s.h, h = at % s.h;
-      over_strips(s.w, kStrip, [&](int64_t p, int64_t pixels) {
-        const std::array<RowSegment, 3> around = g_rows.segments(n, h, p);
-        int64_t stride;
-        float* out = dx.target(n, h, p, spare, stride);
-        kernels().rows.gemm({around.data(), 3, pixels, flipped.get(), dx_columns, nullptr, 0, out, stride, s.c});
-        dx.write(n, h, p, pixels, out, stride);
-        const std::array<RowSegment, 3> inputs = x_rows.segments(n, h, p);
-        const float* g = g_rows.row(n, h) + (p + 1) * columns;
-        kernels().rows.outer({inputs.data(), 3, pixels, g, columns, columns, total});
-        kernels().rows.sum(g, columns, pixels, columns, total + 9 * s.c * columns);
-      });
-    }
-  });
-  const std::vector<double> total = sums.total();
+  const MapReader grad_map(kOp, grad);
+  const bool wanted = lr_gradient && s.residual != Residual::kNone;
+  const Tensor d_lr = wanted ? residual_backward(s, grad_map, *lr) : torch::stable::new_empty(x, {0});
+  if (x.numel() == 0)
+    return {torch::stable::new_zeros(x, x.sizes()), torch::stable::new_zeros(weight, weight.sizes()),
+            torch::stable::new_zeros(bias, bias.sizes()), d_lr};
+  const Buffer<float> g = unshuffle(s, grad_map);
+  const PackedParameters parameters(s, weight, bias);
+  const Tensor dx = conv3x3_input_gradient(x, parameters.weight, g.get());
+  const auto [d_weight, d_bias] = conv3x3_weight_gradient(x, parameters.weight, parameters.bias, g.get());
   std::vector<int64_t> packed(s.outputs());
   for (int64_t m = 0; m < s.outputs(); ++m) packed[s.natural(m)] = m;
-  const bool wanted = lr_gradient && s.residual != Residual::kNone;
-  return {dx.finish(),
-          parameter_gradient(weight,
-                             [&](int64_t i) {
-                               const int64_t tap = i % 9, c = i / 9 % s.c, m = packed[i / 9 / s.c];
-                               return total[(tap * s.c + c) * columns + m];
-                             }),
-          parameter_gradient(bias, [&](int64_t i) { return total[9 * s.c * columns + packed[i]]; }),
-          wanted ? residual_backward(s, grad_map, *lr) : torch::stable::new_empty(x, {0})};
+  const float *dw = float_data(d_weight), *db = float_data(d_bias);
+  const int64_t filter = s.c * 9;
+  return {dx, parameter_gradient(weight, [&](int64_t i) { return dw[packed[i / filter] * filter + i % filter]; }),
+          parameter_gradient(bias, [&](int64_t i) { return db[packed[i]]; }), d_lr};
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ class _BlueprintNet(SuperResolutionNet):
     """fea_conv, blocks B1..Bn, fusion of all block outputs by c1 and c2 (ALKDNet, section 3.1)."""
 
     c2: ALKConv | BSConvU
+    copies = COPIES
 
     def _build_frame(self, num_feat: int, blocks: Sequence[ALKDB | ESDB]) -> None:
         self.num_block = len(blocks)
@@ -30,13 +31,20 @@ class _BlueprintNet(SuperResolutionNet):
 
     def _features(self, x: Tensor, feature_residual: bool) -> Tensor:
         """Fused deep features [N, num_feat, H, W] of the image."""
-        shallow = y = self.fea_conv(cat((x,) * COPIES, 1))
+        shallow = y = self.fea_conv(x if self.copies == 1 else cat((x,) * self.copies, 1))
         outputs = []
         for i in range(self.num_block):
             y = getattr(self, f"B{i + 1}")(y)
             outputs.append(y)
         fused = self.c2(ops.pointwise(outputs, self.c1.weight, conv_bias(self.c1), activation="gelu"))
         return fused + shallow if feature_residual else fused
+
+    def fold(self) -> None:
+        """Let the head take the image once, with the sum of the weights of its copies; for inference only."""
+        pw = self.fea_conv.pw
+        weight = pw.weight.detach().double().unflatten(1, (self.copies, self.num_in_ch)).sum(1)
+        pw.weight = nn.Parameter(weight.to(pw.weight.dtype), requires_grad=False)
+        pw.in_channels, self.copies = self.num_in_ch, 1
 
 
 class ALKDNet(_BlueprintNet):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr.errors import CheckpointError, FastsrError
+from fastsr.errors import CheckpointError, FastsrError, InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
 from fastsr.models.mlrn import MLRN, RLFN
@@ -72,9 +72,12 @@ def save(net: SuperResolutionNet, path: str | os.PathLike[str]) -> None:
 
     Raises:
         CheckpointError: the file cannot be written.
+        InputError: `net` is none of fastsr's networks, or frozen.
     """
     from safetensors.torch import save as serialise
 
+    if not isinstance(net, SuperResolutionNet):
+        raise InputError(f"save: net is a {type(net).__name__}; pass a network of fastsr's, the one it was made from")
     target = Path(path)
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target} does not end in .safetensors; fastsr writes no other format")

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastsr import ops
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import MLRB, RLFB, PixelShuffleUp
-from fastsr.nn.layers import conv3x3, conv_bias
+from fastsr.nn.layers import conv3x3, fused_conv3x3, pack_conv3x3
 from fastsr.reference import Activation
 
 
@@ -26,10 +25,17 @@ class _ResidualNet(SuperResolutionNet):
         self.upsampler = PixelShuffleUp(num_feat, num_out_ch, self.scale)
 
     def _features(self, x: Tensor) -> Tensor:
-        shallow = y = ops.conv3x3_gelu(x, self.conv_1.weight, conv_bias(self.conv_1), activation="none")
+        shallow = y = fused_conv3x3(self.conv_1, x)
         for i in range(self.num_block):
             y = getattr(self, f"block_{i + 1}")(y)
-        return ops.conv3x3_gelu(y, self.conv_2.weight, conv_bias(self.conv_2), activation="none", shortcut=shallow)
+        return fused_conv3x3(self.conv_2, y, shortcut=shallow)
+
+    def pack(self) -> None:
+        """Pack the weights of the parts that gain by it; later changes of them have no effect."""
+        for conv in (self.conv_1, self.conv_2):
+            pack_conv3x3(conv)
+        for i in range(self.num_block):
+            getattr(self, f"block_{i + 1}").pack()
 
 
 class MLRN(_ResidualNet):

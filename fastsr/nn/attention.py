@@ -13,6 +13,8 @@ from fastsr.reference import BlueprintESAWeights, PlainESAWeights
 class PlainESA(nn.Module):
     """Enhanced spatial attention with plain convolutions (RLFN, MLRN)."""
 
+    packed: Tensor | None = None  # as in ALKConv
+
     def __init__(self, num_feat: int, esa_channels: int = 16) -> None:
         super().__init__()
         f = esa_channels
@@ -32,11 +34,17 @@ class PlainESA(nn.Module):
         return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.padding[0]))
+        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.padding[0]), packed=self.packed)
+
+    def pack(self) -> None:
+        """Pack the weights; later changes of them have no effect."""
+        self.packed = ops.pack_esa(self.weights())
 
 
 class BlueprintESA(nn.Module):
     """Enhanced spatial attention with blueprint separable convolutions (BSRN, ALKDNet)."""
+
+    packed: Tensor | None = None  # as in ALKConv
 
     def __init__(self, num_feat: int, esa_channels: int = 16, conv2_padding: int = 1) -> None:
         super().__init__()
@@ -63,7 +71,11 @@ class BlueprintESA(nn.Module):
         return BlueprintESAWeights._make(values)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.dw.padding[0]))
+        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.dw.padding[0]), packed=self.packed)
+
+    def pack(self) -> None:
+        """Pack the weights; later changes of them have no effect."""
+        self.packed = ops.pack_esa(self.weights())
 
 
 class CCA(nn.Module):

@@ -6,7 +6,16 @@ from torch import Tensor, nn
 
 from fastsr import ops
 from fastsr.nn.attention import CCA, BlueprintESA, PlainESA
-from fastsr.nn.layers import ALKConv, BSConvU, PixelNorm, conv3x3, conv_bias, depthwise
+from fastsr.nn.layers import (
+    ALKConv,
+    BSConvU,
+    PixelNorm,
+    conv3x3,
+    conv_bias,
+    depthwise,
+    fused_conv3x3,
+    pack_conv3x3,
+)
 from fastsr.reference import Activation
 
 
@@ -36,6 +45,14 @@ class _DistillationBlock(nn.Module):
         r4 = self.c4(r3, activation="gelu")
         y = self.esa(ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5)))
         return self.cca(y, x, self.pixel_norm)
+
+    def pack(self) -> None:
+        """Pack the weights of the parts that gain by it; later changes of them have no effect."""
+        stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d), (self.c4, None))
+        for conv, distil in stages:
+            if isinstance(conv, ALKConv):
+                conv.pack(distil)
+        self.esa.pack()
 
 
 class ALKDB(_DistillationBlock):
@@ -84,10 +101,16 @@ class RLFB(nn.Module):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation="leaky_relu")
-        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation="leaky_relu")
-        y = ops.conv3x3_gelu(y, self.c3_r.weight, conv_bias(self.c3_r), activation="leaky_relu", shortcut=x)
+        y = fused_conv3x3(self.c1_r, x, "leaky_relu")
+        y = fused_conv3x3(self.c2_r, y, "leaky_relu")
+        y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
         return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
+
+    def pack(self) -> None:
+        """As in the distillation blocks."""
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            pack_conv3x3(conv)
+        self.esa.pack()
 
 
 class MLRB(nn.Module):
@@ -119,11 +142,11 @@ class MLRB(nn.Module):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.conv3x3_gelu(x, self.c1_r.weight, conv_bias(self.c1_r), activation=self.activation)
+        y = fused_conv3x3(self.c1_r, x, self.activation)
         if self.pwc is None:
-            y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation, shortcut=x)
+            y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
             return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
-        y = ops.conv3x3_gelu(y, self.c2_r.weight, conv_bias(self.c2_r), activation=self.activation)
+        y = fused_conv3x3(self.c2_r, y, self.activation)
         y = ops.conv_mix(
             y,
             x,
@@ -136,3 +159,9 @@ class MLRB(nn.Module):
             activation=self.activation,
         )
         return self.esa(y)
+
+    def pack(self) -> None:
+        """As in the distillation blocks."""
+        for conv in (self.c1_r, self.c2_r):
+            pack_conv3x3(conv)
+        self.esa.pack()

@@ -46,6 +46,19 @@ def conv_bias(conv: nn.Conv2d) -> Tensor:
     return conv.bias
 
 
+def fused_conv3x3(
+    conv: nn.Conv2d, x: Tensor, activation: Activation = "none", shortcut: Tensor | None = None
+) -> Tensor:
+    """act(conv(x)) + shortcut in one operator (`fastsr.ops.conv3x3_gelu`)."""
+    packed = conv.__dict__.get("packed")
+    return ops.conv3x3_gelu(x, conv.weight, conv_bias(conv), activation=activation, shortcut=shortcut, packed=packed)
+
+
+def pack_conv3x3(conv: nn.Conv2d) -> None:
+    """Pack the weights for `fused_conv3x3`; later changes of them have no effect."""
+    conv.__dict__["packed"] = ops.pack_conv3x3_gelu(conv.weight, conv_bias(conv))
+
+
 class BSConvU(nn.Module):
     """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
 
@@ -76,6 +89,8 @@ class BSConvU(nn.Module):
 class ALKConv(nn.Module):
     """Asymmetric large-kernel convolution (`fastsr.ops.alk_conv`), with the official children's names."""
 
+    packed: Tensor | None = None  # the weights in the kernel's order, in inference copies only (`fastsr.freeze`)
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 9, eps: float = 1e-6) -> None:
         super().__init__()
         if kernel_size % 2 == 0 or kernel_size < 1:
@@ -100,11 +115,17 @@ class ALKConv(nn.Module):
         )
 
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        return ops.alk_conv(x, self.weights(), eps=self.norm.eps, activation=activation)
+        return ops.alk_conv(x, self.weights(), eps=self.norm.eps, activation=activation, packed=self.packed)
 
     def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x), in one operator."""
-        return ops.alk_stage(x, distil.weight, conv_bias(distil), self.weights(), eps=self.norm.eps)
+        weights = self.weights()
+        return ops.alk_stage(x, distil.weight, conv_bias(distil), weights, eps=self.norm.eps, packed=self.packed)
+
+    def pack(self, distil: nn.Conv2d | None = None) -> None:
+        """Pack the weights for `forward`, or with `distil` for `stage`; later changes of them have no effect."""
+        distilling = () if distil is None else (distil.weight, conv_bias(distil))
+        self.packed = ops.pack_alk_conv(self.weights(), *distilling)
 
 
 class PixelShuffleUp(nn.Sequential):

@@ -1,13 +1,13 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
 from fastsr.ops._define import output_format
-from fastsr.ops.alk_conv import alk_conv
+from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.cca_norm import cca_norm
-from fastsr.ops.conv3x3_gelu import conv3x3_gelu
+from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
-from fastsr.ops.esa import esa
+from fastsr.ops.esa import esa, pack_esa
 from fastsr.ops.pixel_norm import pixel_norm
 from fastsr.ops.pointwise import pointwise
 from fastsr.ops.upsample import upsample
@@ -25,6 +25,9 @@ __all__ = [
     "conv_mix",
     "esa",
     "output_format",
+    "pack_alk_conv",
+    "pack_conv3x3_gelu",
+    "pack_esa",
     "pixel_norm",
     "pointwise",
     "upsample",

@@ -31,7 +31,7 @@ def same_shape(op: str, x: Tensor, other: Tensor, name: str) -> None:
     feature_map(op, other, name)
     if other.shape != x.shape:
         raise InputError(f"{op}: {name} has shape {tuple(other.shape)}; pass the shape of x, {tuple(x.shape)}")
-    _placed_like(op, x, other, name)
+    placed_like(op, x, other, name)
 
 
 def shortcut(op: str, x: Tensor, value: Tensor, shape: tuple[int, ...]) -> None:
@@ -39,18 +39,20 @@ def shortcut(op: str, x: Tensor, value: Tensor, shape: tuple[int, ...]) -> None:
     feature_map(op, value, "shortcut")
     if tuple(value.shape) != shape:
         raise InputError(f"{op}: shortcut has shape {tuple(value.shape)}; pass the output's, {shape}")
-    _placed_like(op, x, value, "shortcut")
+    placed_like(op, x, value, "shortcut")
 
 
 def weight(op: str, x: Tensor, value: Tensor, name: str, shape: tuple[int | None, ...]) -> None:
     """`value` must have `shape` (None: any extent) and fit the device and dtype of `x`."""
+    if isinstance(value, Tensor) and value.shape == shape and value.dtype == x.dtype and value.device == x.device:
+        return  # the usual case, in a third of the time that the checks below take
     if not isinstance(value, Tensor):
         raise InputError(f"{op}: {name} is a {type(value).__name__}; pass a tensor {_shape_text(shape)}")
     if value.dim() != len(shape) or any(
         want is not None and have != want for have, want in zip(value.shape, shape, strict=True)
     ):
         raise InputError(f"{op}: {name} has shape {tuple(value.shape)}; pass {_shape_text(shape)}")
-    _placed_like(op, x, value, name)
+    placed_like(op, x, value, name)
 
 
 def odd_kernel(op: str, value: Tensor, name: str) -> None:
@@ -70,7 +72,8 @@ def _shape_text(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
 
 
-def _placed_like(op: str, x: Tensor, value: Tensor, name: str) -> None:
+def placed_like(op: str, x: Tensor, value: Tensor, name: str) -> None:
+    """`value` must be on the device of `x` and have its dtype, or one that autocast unites with it."""
     if value.device != x.device:
         raise InputError(f"{op}: {name} is on {value.device} and x on {x.device}; move one of them")
     if value.dtype != x.dtype and not _mixed_dtypes_fit(x, value):

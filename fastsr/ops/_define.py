@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _native, _triton
-from fastsr._dispatch import register
+from fastsr._dispatch import can_run, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
 
@@ -52,6 +52,40 @@ def define(
         )
 
     torch.library.register_autograd(f"fastsr::{op}_backward", double_backward, lib=LIB)
+
+
+def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dict[str, Callable[..., Any]]) -> None:
+    """Define `fastsr::op_pack` and the operators that take what it returns in place of weights.
+
+    They have no derivative. A packed tensor holds what the kernels read, for one instruction set; others are refused.
+
+    Args:
+        op: the operator's name.
+        pack_schema: arguments and result of `op_pack`, which runs eagerly only.
+        schemas, fakes: by the name of each operator that takes packed weights.
+    """
+    LIB.define(f"{op}_pack{pack_schema}")
+    for name, schema in schemas.items():
+        LIB.define(f"{name}{schema}", tags=_TAGS)
+        torch.library.register_fake(f"fastsr::{name}", fakes[name], lib=LIB)
+
+
+def can_pack(op: str, weight: Tensor) -> bool:
+    """Whether the CPU kernel of `op` would run with this weight, whatever the dtype of the maps."""
+    return can_run(op, "cpu", weight) is None
+
+
+def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *others: Tensor) -> bool:
+    """Whether a call can use packed weights instead of `first` and `others`.
+
+    The CPU kernel must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1] is left
+    to the usual checks.
+    """
+    if packed is None or x.shape[1] != first.shape[1]:
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, first, *others)):
+        return False
+    return select(op, x) == "cpu"
 
 
 def output_format(x: Tensor) -> torch.memory_format:

@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -81,9 +81,43 @@ define(
     backward=_backward,
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
+define_packed(
+    "alk_conv",
+    f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
+    {
+        "alk_conv_packed": "(Tensor x, Tensor packed, int channels, float eps, int activation) -> Tensor",
+        "alk_stage_packed": "(Tensor x, Tensor packed, int distilled, float eps) -> (Tensor, Tensor)",
+    },
+    {
+        "alk_conv_packed": lambda x, packed, channels, eps, activation: empty_map(x, channels),
+        "alk_stage_packed": lambda x, packed, distilled, eps: (empty_map(x, distilled), empty_map(x, x.shape[1])),
+    },
+)
 
 
-def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activation: Activation = "none") -> Tensor:
+def pack_alk_conv(
+    weights: ALKConvWeights, d_weight: Tensor | None = None, d_bias: Tensor | None = None
+) -> Tensor | None:
+    """Weights in the order in which the CPU kernel reads them, for `packed` of `alk_conv`, or of `alk_stage` with d's.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS:
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.alk_conv_pack(*weights, d_weight, d_bias)
+
+
+def alk_conv(
+    x: Tensor,
+    weights: ALKConvWeights,
+    *,
+    eps: float = 1e-6,
+    activation: Activation = "none",
+    packed: Tensor | None = None,
+) -> Tensor:
     """Asymmetric large-kernel convolution (ALKDNet, section 3.3, equation 11).
 
     With u = pw(x): act(pixel_norm(GELU(LoRA1(u)) + GELU(LoRA2(u)) + GELU(small_conv(u)))).
@@ -93,6 +127,7 @@ def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activatio
         weights: ALKConvWeights for C channels in and K out; the kernel k may be any odd number.
         eps: of the pixel norm.
         activation: behind the norm: "none", "gelu" or "leaky_relu".
+        packed: what `pack_alk_conv` made of `weights`; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, K, H, W] in the dtype of `x`. Sums and statistics are taken in float32 (float64 for float64).
@@ -102,8 +137,11 @@ def alk_conv(x: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6, activatio
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_conv", x)
-    check_weights("alk_conv", x, weights)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
+    if takes_packed("alk_conv", packed, x, *weights):
+        channels, code = weights.pw_weight.shape[0], _checks.ACTIVATIONS.index(activation)
+        return torch.ops.fastsr.alk_conv_packed(x, packed, channels, eps, code)
+    check_weights("alk_conv", x, weights)
     if runs_on_reference("alk_conv", x, weights):
         return reference.alk_conv(x, weights, eps=eps, activation=activation)
     return torch.ops.fastsr.alk_conv(x, *weights, eps, _checks.ACTIVATIONS.index(activation))

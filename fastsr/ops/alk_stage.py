@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsr import reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, takes_packed
 from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
 from fastsr.reference import ALKConvWeights
 
@@ -48,7 +48,13 @@ register_cpu("alk_stage", KERNEL_DTYPES)
 
 
 def alk_stage(
-    x: Tensor, d_weight: Tensor, d_bias: Tensor, weights: ALKConvWeights, *, eps: float = 1e-6
+    x: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    weights: ALKConvWeights,
+    *,
+    eps: float = 1e-6,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One distillation stage of an ALKDB (ALKDNet, section 3.2, equation 7).
 
@@ -57,6 +63,7 @@ def alk_stage(
         d_weight, d_bias: the distilling 1x1, [D, C, 1, 1] and [D].
         weights: ALKConvWeights for C channels in and out.
         eps: of the pixel norm.
+        packed: what `pack_alk_conv` made of all weights; used where the CPU kernel runs without autograd.
 
     Returns:
         The distilled GELU(d(x)) [N, D, H, W] and the refined GELU(alk_conv(x) + x) [N, C, H, W], in the dtype of `x`.
@@ -66,6 +73,8 @@ def alk_stage(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_stage", x)
+    if takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
+        return torch.ops.fastsr.alk_stage_packed(x, packed, d_weight.shape[0], eps)
     check_weights("alk_stage", x, weights)
     if weights.pw_weight.shape[0] != x.shape[1]:
         raise InputError(

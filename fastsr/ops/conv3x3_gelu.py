@@ -10,20 +10,23 @@ from torch import Tensor
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation
 
+SMALLEST = 6  # pixels that a map needs for Winograd's convolution to pay (csrc/cpu/conv3x3.cpp)
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, activation: str, shortcut: Tensor | None) -> None:
-    _checks.feature_map("conv3x3_gelu", x)
-    _checks.weight("conv3x3_gelu", x, weight, "weight", (None, x.shape[1], 3, 3))
-    _checks.weight("conv3x3_gelu", x, bias, "bias", (weight.shape[0],))
-    _checks.choice("conv3x3_gelu", activation, "activation", _checks.ACTIVATIONS)
-    if shortcut is None:
-        return
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    _checks.feature_map("conv3x3_gelu", shortcut, "shortcut")
-    _checks.weight("conv3x3_gelu", x, shortcut, "shortcut", shape)
+
+def _check_shortcut(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> None:
+    if shortcut is not None:
+        _checks.shortcut("conv3x3_gelu", x, shortcut, (x.shape[0], weight.shape[0], *x.shape[2:]))
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
@@ -61,6 +64,25 @@ define(
 )
 register_cpu("conv3x3_gelu", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv3x3_gelu")
+define_packed(
+    "conv3x3_gelu",
+    "(Tensor weight, Tensor bias) -> Tensor",
+    {"conv3x3_gelu_packed": ("(Tensor x, Tensor packed, int channels, Tensor? shortcut, int activation) -> Tensor")},
+    {"conv3x3_gelu_packed": lambda x, packed, channels, shortcut, activation: empty_map(x, channels)},
+)
+
+
+def pack_conv3x3_gelu(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """Weights as the CPU kernel reads them (for Winograd's convolution, transformed), for `packed` of `conv3x3_gelu`.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("conv3x3_gelu", weight):
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.conv3x3_gelu_pack(weight, bias)
 
 
 def conv3x3_gelu(
@@ -70,6 +92,7 @@ def conv3x3_gelu(
     *,
     activation: Activation = "gelu",
     shortcut: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """act(conv3x3(x)) + shortcut, padding 1 (MLRN, equations 1 and 2; RLFN's block with LeakyReLU).
 
@@ -78,6 +101,7 @@ def conv3x3_gelu(
         weight, bias: [K, C, 3, 3] and [K].
         activation: "gelu", "leaky_relu" (slope 0.05) or "none".
         shortcut: [N, K, H, W] added behind the activation, or None.
+        packed: what `pack_conv3x3_gelu` made of weight and bias; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, K, H, W] in the dtype of `x`.
@@ -86,7 +110,16 @@ def conv3x3_gelu(
         InputError: a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
-    _check(x, weight, bias, activation, shortcut)
+    _checks.feature_map("conv3x3_gelu", x)
+    _checks.choice("conv3x3_gelu", activation, "activation", _checks.ACTIVATIONS)
+    code = _checks.ACTIVATIONS.index(activation)
+    others = (bias,) if shortcut is None else (bias, shortcut)
+    if takes_packed("conv3x3_gelu", packed, x, weight, *others) and min(x.shape[2:]) >= SMALLEST:
+        _check_shortcut(x, weight, shortcut)
+        return torch.ops.fastsr.conv3x3_gelu_packed(x, packed, weight.shape[0], shortcut, code)
+    _checks.weight("conv3x3_gelu", x, weight, "weight", (None, x.shape[1], 3, 3))
+    _checks.weight("conv3x3_gelu", x, bias, "bias", (weight.shape[0],))
+    _check_shortcut(x, weight, shortcut)
     if select("conv3x3_gelu", x) == "reference":
         return reference.conv3x3_gelu(x, weight, bias, activation=activation, shortcut=shortcut)
-    return torch.ops.fastsr.conv3x3_gelu(x, weight, bias, shortcut, _checks.ACTIVATIONS.index(activation))
+    return torch.ops.fastsr.conv3x3_gelu(x, weight, bias, shortcut, code)

@@ -11,7 +11,15 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 32  # one program holds all channels of its pixels
@@ -23,7 +31,9 @@ def esa_min_size(conv2_padding: int) -> int:
 
 
 def _check_weights(x: Tensor, weights: ESAWeights) -> None:
-    c, f = x.shape[1], weights.conv1_weight.shape[0]
+    c = x.shape[1]
+    _checks.weight("esa", x, weights.conv1_weight, "conv1_weight", (None, c, 1, 1))
+    f = weights.conv1_weight.shape[0]
     shapes: dict[str, tuple[int, ...]] = {"conv1_weight": (f, c, 1, 1), "conv_f_weight": (f, f, 1, 1)}
     shapes["conv4_weight"] = (c, f, 1, 1)
     for name, value in weights._asdict().items():
@@ -71,9 +81,30 @@ define(
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("esa")
+define_packed(
+    "esa",
+    "(Tensor[] weights) -> Tensor",
+    {"esa_packed": "(Tensor x, Tensor packed, int conv2_padding) -> Tensor"},
+    {"esa_packed": lambda x, packed, conv2_padding: empty_map(x, x.shape[1])},
+)
 
 
-def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
+def pack_esa(weights: ESAWeights) -> Tensor | None:
+    """Weights in the order in which the CPU kernel reads them, for `packed` of `esa`; folded in the blueprint form.
+
+    There conv2's pointwise and conv_f, both linear, become part of conv1, one 1x1 from C to 2 f channels.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("esa", weights.conv1_weight):
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.esa_pack(list(weights))
+
+
+def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tensor | None = None) -> Tensor:
     """Enhanced spatial attention: x times a sigmoid gate from a small, strided side path.
 
     The plain form is RLFN's (its section 3.2) and MLRN's (equation 5), the blueprint form BSRN's (section 3.3) and
@@ -83,6 +114,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
         x: [N, C, H, W] with H and W at least 15 (13 with `conv2_padding` 1).
         weights: PlainESAWeights or BlueprintESAWeights; the type chooses the form.
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
+        packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -96,10 +128,12 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
         raise InputError(f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights")
     if conv2_padding not in (0, 1):
         raise InputError(f"esa: conv2_padding is {conv2_padding}; pass 0 or 1")
-    _check_weights(x, weights)
     least = esa_min_size(conv2_padding)
     if x.shape[2] < least or x.shape[3] < least:
         raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
+    if takes_packed("esa", packed, x, *weights):
+        return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
+    _check_weights(x, weights)
     backend = select("esa", x)
     if backend == "triton" and (x.shape[1] > TRITON_MAX_CHANNELS or weights.conv1_weight.shape[0] > TRITON_MAX_INNER):
         backend = reference_because(

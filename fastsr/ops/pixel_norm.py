@@ -17,6 +17,8 @@ from fastsr.ops._define import define, register_cpu, register_triton
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     _checks.feature_map("pixel_norm", x)
     for name, value in (("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"pixel_norm: {name} is a {type(value).__name__}; pass a tensor [{x.shape[1]}]")
         if value.dim() != 1 or value.shape[0] != x.shape[1]:
             raise InputError(f"pixel_norm: {name} has shape {tuple(value.shape)}; pass [{x.shape[1]}], one per channel")
         if value.device != x.device:

@@ -100,6 +100,7 @@ def upsample(
         _checks.feature_map("upsample", lr, "lr")
         if tuple(lr.shape) != want:
             raise InputError(f"upsample: lr has shape {tuple(lr.shape)}; pass {want}")
+        _checks.placed_like("upsample", x, lr, "lr")
     mixed = lr is not None and residual != "none" and lr.dtype != x.dtype  # the addition unites them
     if mixed or select("upsample", x) == "reference":
         return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)

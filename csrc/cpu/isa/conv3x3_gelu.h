@@ -6,8 +6,8 @@
 
 namespace fastsr::cpu {
 
-// A dense 3x3 convolution with padding 1 of [n, c, h, w] to k channels, and what happens to its result `pre`
-// (with bias):  y = act(pre) + shortcut, or where `dy` is given  g = dy * act'(pre).
+// A dense 3x3 convolution with padding 1 of [n, c, h, w] to k channels, and what happens to its result (with bias):
+// where `dy` is given g = dy * act'(result), otherwise pre = result and y = act(result) + shortcut, each if wanted.
 template <class T>
 struct Conv3x3Args {
   int64_t n, c, h, w, k;
@@ -17,6 +17,7 @@ struct Conv3x3Args {
   int64_t activation;   // Activation of math.inl
   ConvMap<const T> shortcut;
   ConvMap<T> y;
+  ConvMap<float> pre;
   ConvMap<const T> dy;
   ConvMap<float> g;
 };

@@ -92,10 +92,14 @@ struct WinogradConv {
     }
   }
 
-  static void products(const float* v, int64_t c, const float* u, int64_t k, float* m, int64_t tiles) {
+  template <class Between>
+  static void products(const float* v, int64_t c, const float* u, int64_t k, float* m, int64_t tiles,
+                       Between&& between) {
     const int64_t columns = round_up(k, kLanes), v_stride = in_stride(c);
     for (int p = 0; p < P; ++p, v += plane(v_stride), m += plane(columns), u += c * columns)
-      block_product<kWinogradChunk>(v, v_stride, c, u, columns, m, tiles);
+      block_product<kWinogradChunk>(
+          v, v_stride, c, u, columns, tiles, [&](int64_t t, int64_t o, vf sum) { store(m + t * columns + o, sum); },
+          between);
   }
 
   template <Activation activation, class T>
@@ -120,6 +124,26 @@ struct WinogradConv {
     }
   }
 
+  // While a block's products compute, the rows that it ends in and those that the next block is the first to read are
+  // fetched: a function to be called before every register tile.
+  template <class T>
+  static auto prefetch(const Conv3x3Args<T>& args, Tile tile) {
+    constexpr int64_t kAcross = kBlockTiles * M;
+    constexpr int kRows = 2 * M, kLines = 16;
+    const auto row = [&](const auto& map, int64_t y, int64_t x, int64_t channels) {
+      return map.data ? Prefetch(map, tile.n, y, x, std::min(kAcross, args.w - x), channels) : Prefetch();
+    };
+    Prefetch rows[kRows];
+    for (int r = 0; r < M; ++r) {
+      const int64_t y = std::min(args.h - 1, tile.y + r), below = std::min(args.h - 1, tile.y + r + 1);
+      rows[r] = args.dy.data ? row(args.g, y, tile.x, args.k) : row(args.y, y, tile.x, args.k);
+      rows[M + r] = row(args.x, below, std::min(args.w - 1, tile.x + kAcross), args.c);
+    }
+    return [rows, i = 0]() mutable {
+      if (i < kRows && !rows[i].some(kLines)) ++i;
+    };
+  }
+
   template <class T>
   static void run(const Conv3x3Args<T>& args, float* scratch, int64_t item) {
     const int64_t first = item * kBlockTiles;
@@ -128,7 +152,7 @@ struct WinogradConv {
     float *v = scratch, *m = v + P * plane(c);
     T* patch = reinterpret_cast<T*>(m + P * plane(k));
     for (int64_t t = 0; t < tiles; ++t) transform_input(args, tile_at(first + t, args.h, args.w), patch, v + t * c);
-    products(v, args.c, args.packed, args.k, m, tiles);
+    products(v, args.c, args.packed, args.k, m, tiles, prefetch(args, tile_at(first, args.h, args.w)));
     with_activation(args.activation, [&](auto activation) {
       for (int64_t t = 0; t < tiles; ++t)
         transform_output<decltype(activation)::value>(args, tile_at(first + t, args.h, args.w), m + t * k);

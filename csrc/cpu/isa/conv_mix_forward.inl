@@ -13,6 +13,7 @@ namespace {
 namespace conv {
 
 constexpr int64_t kMixChunk = 64;
+constexpr int kDepthwiseRun = 4;
 
 int64_t conv_mix_columns(int64_t channels) { return round_up(channels, 16); }
 
@@ -22,63 +23,84 @@ int64_t conv_mix_scratch_size(int64_t c, int64_t k) {
          2 * kTilePixels;
 }
 
+// q[i] += the depthwise convolution at R neighbouring pixels from `from` on; each value is read once.
+template <int R, class T>
+FASTSR_INLINE void depthwise_run(const T* from, int64_t row, int64_t column, const vf (&w)[9], vf (&q)[R]) {
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; ++r)
+#pragma GCC unroll 6
+    for (int x = 0; x < R + 2; ++x) {
+      const vf value = load(from + r * row + x * column);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i)
+        if (x - i >= 0 && x - i < 3) q[i] += value * w[3 * r + x - i];
+    }
+}
+
 // d for `pixels` pixels: the depthwise convolution, its activation, + x; `before` keeps the activation's argument.
 template <Activation activation, class T>
 void mix_depthwise(const ConvMixArgs<T>& args, const Window<T>& x, int64_t pixels, float* d, float* before = nullptr) {
   const int64_t columns = conv_mix_columns(args.c);
-  const float* weight = args.weights.dw;
   for (int64_t first = 0; first < args.c; first += kLanes) {
     const int64_t c = vector_begin(first, args.c);
     vf w[9];
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) w[tap] = load(weight + tap * columns + c);
+    for (int tap = 0; tap < 9; ++tap) w[tap] = load(args.weights.dw + tap * columns + c);
     const vf bias = load(args.weights.dw_bias + c);
-    for (int64_t p = 0; p < pixels; ++p) {
+    const auto run = [&](auto count, int64_t p) {
+      constexpr int R = decltype(count)::value;
       const T* from = x.data + p * x.column + c;
-      vf sum = bias, centre;
-#pragma GCC unroll 3
-      for (int r = 0; r < 3; ++r)
-#pragma GCC unroll 3
-        for (int q = 0; q < 3; ++q) {
-          const vf value = load(from + r * x.row + q * x.column);
-          sum += value * w[3 * r + q];
-          if (r == 1 && q == 1) centre = value;
-        }
-      if (before) store(before + p * columns + c, sum);
-      store(d + p * columns + c, activate<activation>(sum) + centre);
-    }
+      vf q[R];
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) q[i] = bias;
+      depthwise_run<R>(from, x.row, x.column, w, q);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) {
+        if (before) store(before + (p + i) * columns + c, q[i]);
+        store(d + (p + i) * columns + c, activate<activation>(q[i]) + load(from + x.row + (i + 1) * x.column));
+      }
+    };
+    int64_t p = 0;
+    for (; p + kDepthwiseRun <= pixels; p += kDepthwiseRun) run(std::integral_constant<int, kDepthwiseRun>{}, p);
+    for (; p < pixels; ++p) run(std::integral_constant<int, 1>{}, p);
   }
 }
 
 template <Activation activation, class T>
 void conv_mix_block(const ConvMixArgs<T>& args, float* scratch, int64_t n, int64_t h, int64_t w, int64_t pixels) {
   const int64_t columns = conv_mix_columns(args.c), out_columns = conv_mix_columns(args.k);
-  float *d = scratch, *e = d + kBlockPixels * columns, *y = e + kBlockPixels * columns;
+  float *d = scratch, *e = d + kBlockPixels * columns;
+  // Fetched meanwhile: what this block ends in, and what the next one is the first to read.
+  const int64_t next = std::min(args.w, w + pixels), below = std::min(args.h - 1, h + (args.weights.dw ? 1 : 0));
+  Prefetch y(args.y, n, h, w, pixels, args.k),
+      shortcut(args.shortcut, n, h, next, std::min(pixels, args.w - next), args.c),
+      x(args.x, n, below, next, std::min(pixels, args.w - next), args.c);
   if (args.weights.dw) {
-    T* patch = reinterpret_cast<T*>(y + kBlockPixels * out_columns);
-    const Window<T> x = window(args.x, args.c, args.h, args.w, n, h - 1, w - 1, 3, pixels + 2, patch);
-    mix_depthwise<activation>(args, x, pixels, d);
+    T* patch = reinterpret_cast<T*>(e + kBlockPixels * columns);
+    const Window<T> from = window(args.x, args.c, args.h, args.w, n, h - 1, w - 1, 3, pixels + 2, patch);
+    mix_depthwise<activation>(args, from, pixels, d);
   } else {
     load_pixels(args.x, n, h, w, args.c, pixels, d, columns);
   }
-  block_product<kMixChunk>(d, columns, args.c, args.weights.pw, columns, e, pixels);
+  block_product<kMixChunk>(
+      d, columns, args.c, args.weights.pw, columns, pixels,
+      [&](int64_t p, int64_t c, vf sum) { store(e + p * columns + c, sum); }, [&] { y.some(24); });
   for (int64_t p = 0; p < pixels; ++p) {
     const T* shortcut = args.shortcut.at(n, h, w + p);
-    // Here vectors must not overlap: e is replaced.
     for (int64_t c = 0; c < args.c; c += kLanes) {
       float* to = e + p * columns + c;
-      const vf added = load_first(shortcut + c, args.c - c);
-      store(to, activate<activation>(load(to) + load(args.weights.pw_bias + c)) + added);
+      store(to, activate<activation>(load(to) + load(args.weights.pw_bias + c)) + load_first(shortcut + c, args.c - c));
     }
   }
-  block_product<kMixChunk>(e, columns, args.c, args.weights.c5, out_columns, y, pixels);
-  for (int64_t p = 0; p < pixels; ++p) {
-    T* to = args.y.at(n, h, w + p);
-    for (int64_t first = 0; first < args.k; first += kLanes) {
-      const int64_t k = vector_begin(first, args.k);
-      store_first(to + k, load(y + p * out_columns + k) + load(args.weights.c5_bias + k), args.k - k);
-    }
-  }
+  block_product<kMixChunk>(
+      e, columns, args.c, args.weights.c5, out_columns, pixels,
+      [&](int64_t p, int64_t k, vf sum) {
+        store_first(args.y.at(n, h, w + p) + k, sum + load(args.weights.c5_bias + k), args.k - k);
+      },
+      [&] {
+        shortcut.some(24);
+        x.some(24);
+      });
 }
 
 template <class T>

@@ -8,25 +8,10 @@ namespace fastsr::cpu {
 namespace {
 namespace conv {
 
-// Channels that do not fill a vector are done by a last vector that overlaps the one before it: the begin of the
-// vector at c, moved back where it would pass the end. Fewer channels than one vector go through a buffer.
+// Channels that do not fill a vector can be done by a last vector that overlaps the one before it: the begin of the
+// vector at c, moved back where it would pass the end. Fewer channels than one vector take load_first and store_first.
 FASTSR_INLINE int64_t vector_begin(int64_t c, int64_t channels) {
   return std::min(c, std::max<int64_t>(0, channels - kLanes));
-}
-// Loads or stores the first `valid` lanes.
-template <class T>
-FASTSR_INLINE vf load_first(const T* p, int64_t valid) {
-  if (valid >= kLanes) return load(p);
-  T buffer[kLanes] = {};
-  std::memcpy(buffer, p, valid * sizeof(T));
-  return load(buffer);
-}
-template <class T>
-FASTSR_INLINE void store_first(T* p, vf v, int64_t valid) {
-  if (valid >= kLanes) return store(p, v);
-  T buffer[kLanes];
-  store(buffer, v);
-  std::memcpy(p, buffer, valid * sizeof(T));
 }
 
 // rows x columns pixels from (n, y, x) on: a view into the map, or a copy in `patch` with zeros where the window
@@ -51,6 +36,28 @@ FASTSR_INLINE Window<T> window(const ConvMap<const T>& map, int64_t c, int64_t h
   return {patch, columns * channels, channels};
 }
 
+// Memory to be fetched while a product computes: its lines are asked for a few at a time, as many as can be under way
+// together. (All at once they would hold up the product.)
+class Prefetch {
+ public:
+  Prefetch() = default;
+  // Neighbouring pixels of a row, none if `pixels` is not positive.
+  template <class Map>
+  Prefetch(const Map& map, int64_t n, int64_t h, int64_t w, int64_t pixels, int64_t channels) {
+    if (pixels <= 0) return;
+    line_ = reinterpret_cast<const char*>(map.at(n, h, w));
+    end_ = reinterpret_cast<const char*>(map.at(n, h, w + pixels - 1) + channels);
+  }
+  // Asks for the next lines; false when none are left.
+  FASTSR_INLINE bool some(int lines) {
+    for (; lines > 0 && line_ < end_; --lines, line_ += 64) __builtin_prefetch(line_);
+    return line_ < end_;
+  }
+
+ private:
+  const char *line_ = nullptr, *end_ = nullptr;
+};
+
 // Copies pixels to a float block, unused lanes zero, or back.
 template <class T>
 void load_pixels(const ConvMap<const T>& map, int64_t n, int64_t h, int64_t w, int64_t channels, int64_t pixels,
@@ -70,19 +77,6 @@ void store_pixels(const float* from, int64_t columns, const ConvMap<T>& map, int
       const int64_t c = vector_begin(first, channels);
       store_first(to + c, load(from + i * columns + c), channels - c);
     }
-  }
-}
-
-// Calls body(constant) with the activation as a compile-time constant.
-template <class Body>
-FASTSR_INLINE void with_activation(int64_t activation, Body&& body) {
-  switch (static_cast<Activation>(activation)) {
-    case Activation::kGelu:
-      return body(std::integral_constant<Activation, Activation::kGelu>{});
-    case Activation::kLeakyRelu:
-      return body(std::integral_constant<Activation, Activation::kLeakyRelu>{});
-    default:
-      return body(std::integral_constant<Activation, Activation::kNone>{});
   }
 }
 
@@ -107,34 +101,60 @@ FASTSR_INLINE void over_columns(int64_t columns, Body&& body) {
     with_vectors((columns - o) / kLanes, [&](auto vectors) { body(vectors, o); });
 }
 
-// y[m][o] = sum_k x[m][k] w[k][o] for one tile. Sums restart every Chunk terms: their error grows with their length.
-template <int M, int N, int64_t Chunk>
+// Calls finish(m, j, vector) for the M x N vectors of sum_k x[m][k] w[k][o + j * kLanes ..]. Sums restart every Chunk
+// terms: their error grows with their length.
+template <int M, int N, int64_t Chunk, class Finish>
 FASTSR_INLINE void chunked_tile(const float* x, int64_t x_stride, int64_t terms, const float* w, int64_t columns,
-                                float* y, int64_t y_stride) {
+                                Finish&& finish) {
+  alignas(64) float partial[M * N * kLanes];
   const int64_t chunks = (terms + Chunk - 1) / Chunk;
   for (int64_t i = 0; i < chunks; ++i) {
     const int64_t first = terms * i / chunks, last = terms * (i + 1) / chunks;
     vf acc[M][N] = {};
     gemm_tile<M, N>(x + first, x_stride, last - first, w + first * columns, columns, acc);
+    if (i > 0) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) acc[m][j] += load(partial + (m * N + j) * kLanes);
+    }
+    if (i + 1 < chunks) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int j = 0; j < N; ++j) store(partial + (m * N + j) * kLanes, acc[m][j]);
+      continue;
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) {
-        float* to = y + m * y_stride + j * kLanes;
-        store(to, i == 0 ? acc[m][j] : load(to) + acc[m][j]);
-      }
+      for (int j = 0; j < N; ++j) finish(m, j, acc[m][j]);
   }
 }
 
-// y = x w for at most kBlockPixels pixels; rows up to the next multiple of a tile are written, too.
+// Calls finish(pixel, column, vector) for the vectors of x w, a product of at most kBlockPixels pixels, and between()
+// before every register tile.
+template <int64_t Chunk, class Finish, class Between>
+FASTSR_INLINE void block_product(const float* x, int64_t x_stride, int64_t terms, const float* w, int64_t columns,
+                                 int64_t pixels, Finish&& finish, Between&& between) {
+  over_columns(columns, [&](auto vectors, int64_t o) {
+    constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
+    for (int64_t p = 0; p < pixels; p += M) {
+      between();
+      chunked_tile<M, N, Chunk>(x + p * x_stride, x_stride, terms, w + o, columns, [&](int m, int j, vf sum) {
+        if (p + m < pixels) finish(p + m, o + j * kLanes, sum);
+      });
+    }
+  });
+}
+
+// y = x w, y[pixel][columns].
 template <int64_t Chunk>
 void block_product(const float* x, int64_t x_stride, int64_t terms, const float* w, int64_t columns, float* y,
                    int64_t pixels) {
-  over_columns(columns, [&](auto vectors, int64_t o) {
-    constexpr int N = decltype(vectors)::value, M = tile_pixels(N);
-    for (int64_t p = 0; p < pixels; p += M)
-      chunked_tile<M, N, Chunk>(x + p * x_stride, x_stride, terms, w + o, columns, y + p * columns + o, columns);
-  });
+  block_product<Chunk>(
+      x, x_stride, terms, w, columns, pixels, [&](int64_t p, int64_t o, vf sum) { store(y + p * columns + o, sum); },
+      [] {});
 }
 
 // d[i][o] += sum_p x[p][i] g[p][o]: the gradient of a matrix's weights over `pixels` pixels, for `rows` input channels.

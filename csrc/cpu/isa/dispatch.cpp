@@ -43,6 +43,11 @@ int64_t set_isa(int64_t level) {
 
 const KernelTable& kernels() { return *active.load(std::memory_order_relaxed); }
 
+int64_t isa_level() {
+  const KernelTable* table = active.load(std::memory_order_relaxed);
+  return table == table_of(kAvx512) ? kAvx512 : table == table_of(kAvx2) ? kAvx2 : kPortable;
+}
+
 }  // namespace fastsr::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CompositeExplicitAutograd, m) {

@@ -27,9 +27,10 @@ struct EsaKernels {
   void (*gate)(const EsaGate&);
   // With s = sigmoid(gate): y = grad * s, gate = grad * x * s * (1 - s).
   void (*gate_backward)(const EsaGate&, const float* grad, int64_t grad_stride);
-  // y[p] = bias + sum over i, j < 3 of taps[i][j] * rows[i][p * stride + j], p in pixels.
-  void (*depthwise)(const float* const rows[3], const float* taps, const float* bias, float* y, int64_t pixels,
-                    int64_t stride, int64_t f);
+  // y[p] = bias + sum over i, j < 3 of taps[i][j] * rows[i][p * stride + j], p in pixels; those of the rows are `step`
+  // floats apart.
+  void (*depthwise)(const float* const rows[3], int64_t step, const float* taps, const float* bias, float* y,
+                    int64_t pixels, int64_t stride, int64_t f);
   // y[p * stride + j] += taps[j] * x[p]: one row of taps of the transposed convolution.
   void (*depthwise_transposed)(const float* x, const float* taps, float* y, int64_t pixels, int64_t stride, int64_t f);
   // sum[i][j] += sum over p of rows[i][p * stride + j] * g[p].
@@ -44,7 +45,9 @@ struct EsaKernels {
   void (*activate)(int64_t activation, const float* x, float* y, int64_t count);
   void (*blend)(float a, const float* x, float b, const float* y, float* z, int64_t count);  // z = a x + b y
   void (*add_scaled)(float a, const float* x, float* y, int64_t count);                      // y += a x
-  void (*add_enlarged)(const float* x, const BilinearTap* taps, float* y, int64_t pixels, int64_t f);
+  // z = y + enlarged x; z may be y.
+  void (*add_enlarged)(const float* x, const BilinearTap* taps, const float* y, int64_t y_stride, float* z,
+                       int64_t pixels, int64_t f);
   void (*add_reduced)(const float* y, const BilinearTap* taps, float* x, int64_t pixels, int64_t f);  // its adjoint
   // y += x, pixel by pixel.
   void (*add_rows)(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t pixels, int64_t channels);

@@ -4,13 +4,11 @@
 namespace fastsr::cpu {
 namespace {
 
-FASTSR_INLINE float sigmoid(float x) { return sigmoid(splat(x))[0]; }
-
 void esa_gate(const EsaGate& a) {
   for (int64_t p = 0; p < a.pixels; ++p) {
     const float *x = a.x + p * a.x_stride, *gate = a.gate + p * a.gate_stride;
     float* y = a.y + p * a.y_stride;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
+    over_parts(a.channels, [&](int64_t c, auto kind) {
       store_as(kind, y + c, load_as(kind, x + c) * sigmoid(load_as(kind, gate + c)));
     });
   }
@@ -20,7 +18,7 @@ void esa_gate_backward(const EsaGate& a, const float* grad, int64_t grad_stride)
   for (int64_t p = 0; p < a.pixels; ++p) {
     const float *x = a.x + p * a.x_stride, *g = grad + p * grad_stride;
     float *y = a.y + p * a.y_stride, *gate = a.gate + p * a.gate_stride;
-    over<float>(a.channels, [&](int64_t c, auto kind) {
+    over_parts(a.channels, [&](int64_t c, auto kind) {
       const auto s = sigmoid(load_as(kind, gate + c)), dy = load_as(kind, g + c) * s;
       store_as(kind, gate + c, dy * load_as(kind, x + c) * (1.f - s));
       store_as(kind, y + c, dy);
@@ -28,8 +26,8 @@ void esa_gate_backward(const EsaGate& a, const float* grad, int64_t grad_stride)
   }
 }
 
-void esa_depthwise(const float* const rows[3], const float* taps, const float* bias, float* y, int64_t pixels,
-                   int64_t stride, int64_t f) {
+void esa_depthwise(const float* const rows[3], int64_t step, const float* taps, const float* bias, float* y,
+                   int64_t pixels, int64_t stride, int64_t f) {
   for (int64_t c = 0; c < f; c += kLanes) {
     vf w[9];
 #pragma GCC unroll 9
@@ -37,11 +35,11 @@ void esa_depthwise(const float* const rows[3], const float* taps, const float* b
     const vf b = load(bias + c);
     for (int64_t p = 0; p < pixels; ++p) {
       vf even = b, odd{};
-      const int64_t at = p * stride * f + c;
+      const int64_t at = p * stride * step + c;
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i)
 #pragma GCC unroll 3
-        for (int j = 0; j < 3; ++j) (i == 1 ? odd : even) += w[i * 3 + j] * load(rows[i] + at + j * f);
+        for (int j = 0; j < 3; ++j) (i == 1 ? odd : even) += w[i * 3 + j] * load(rows[i] + at + j * step);
       store(y + p * f + c, even + odd);
     }
   }
@@ -114,11 +112,12 @@ void esa_add_scaled(float a, const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(y + i, load(y + i) + a * load(x + i));
 }
 
-void esa_add_enlarged(const float* x, const BilinearTap* taps, float* y, int64_t pixels, int64_t f) {
+void esa_add_enlarged(const float* x, const BilinearTap* taps, const float* y, int64_t y_stride, float* z,
+                      int64_t pixels, int64_t f) {
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < f; c += kLanes) {
       const vf v = taps[p].first * load(x + taps[p].i * f + c) + taps[p].second * load(x + taps[p].j * f + c);
-      store(y + p * f + c, load(y + p * f + c) + v);
+      store(z + p * f + c, load(y + p * y_stride + c) + v);
     }
 }
 
@@ -134,7 +133,7 @@ void esa_add_reduced(const float* y, const BilinearTap* taps, float* x, int64_t 
 
 void esa_add_rows(const float* x, int64_t x_stride, float* y, int64_t y_stride, int64_t pixels, int64_t channels) {
   for (int64_t p = 0; p < pixels; ++p)
-    over<float>(channels, [&](int64_t c, auto kind) {
+    over_parts(channels, [&](int64_t c, auto kind) {
       float* at = y + p * y_stride + c;
       store_as(kind, at, load_as(kind, at) + load_as(kind, x + p * x_stride + c));
     });

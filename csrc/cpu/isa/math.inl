@@ -114,5 +114,18 @@ FASTSR_INLINE vf activate_grad(vf x) {
   return splat(1.f);
 }
 
+// Calls body(constant) with the activation as a compile-time constant.
+template <class Body>
+FASTSR_INLINE void with_activation(int64_t activation, Body&& body) {
+  switch (static_cast<Activation>(activation)) {
+    case Activation::kGelu:
+      return body(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kLeakyRelu:
+      return body(std::integral_constant<Activation, Activation::kLeakyRelu>{});
+    default:
+      return body(std::integral_constant<Activation, Activation::kNone>{});
+  }
+}
+
 }  // namespace
 }  // namespace fastsr::cpu

@@ -17,33 +17,6 @@ constexpr int tile_pixels() {
   return kTilePixels * 2;
 }
 
-FASTSR_INLINE vf load_first(const float* p, int64_t count) {
-  if (count >= kLanes) return load(p);
-  alignas(sizeof(vf)) float part[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-  return load(part);
-}
-
-FASTSR_INLINE void store_first(float* p, vf v, int64_t count) {
-  if (count >= kLanes) return store(p, v);
-  alignas(sizeof(vf)) float part[kLanes];
-  store(part, v);
-  for (int64_t i = 0; i < count; ++i) p[i] = part[i];
-}
-
-// Calls body with the activation as a compile-time constant.
-template <class Body>
-FASTSR_INLINE void with_activation(int64_t activation, Body&& body) {
-  switch (static_cast<Activation>(activation)) {
-    case Activation::kGelu:
-      return body(std::integral_constant<Activation, Activation::kGelu>{});
-    case Activation::kLeakyRelu:
-      return body(std::integral_constant<Activation, Activation::kLeakyRelu>{});
-    default:
-      return body(std::integral_constant<Activation, Activation::kNone>{});
-  }
-}
-
 // At most this many terms are added up in registers before they join the rest of the sum: it bounds the rounding error
 // of long sums, and a chunk's weights (16 KB) stay in the first-level cache while a block of tiles passes.
 constexpr int64_t kChunk = 64;
@@ -249,7 +222,7 @@ void row_activation_grad(int64_t activation, const float* grad, int64_t grad_str
 template <class T>
 void row_load(const T* x, int64_t x_stride, int64_t pixels, int64_t channels, float* y, int64_t y_stride) {
   for (int64_t p = 0; p < pixels; ++p, x += x_stride, y += y_stride) {
-    over<T>(channels, [&](int64_t i, auto kind) { store_as(kind, y + i, load_as(kind, x + i)); });
+    over_parts(channels, [&](int64_t i, auto kind) { store_as(kind, y + i, load_as(kind, x + i)); });
     for (int64_t i = channels; i < y_stride; ++i) y[i] = 0.f;
   }
 }
@@ -257,7 +230,7 @@ void row_load(const T* x, int64_t x_stride, int64_t pixels, int64_t channels, fl
 template <class T>
 void row_store(const float* x, int64_t x_stride, int64_t pixels, int64_t channels, T* y, int64_t y_stride) {
   for (int64_t p = 0; p < pixels; ++p, x += x_stride, y += y_stride)
-    over<T>(channels, [&](int64_t i, auto kind) { store_as(kind, y + i, load_as(kind, x + i)); });
+    over_parts(channels, [&](int64_t i, auto kind) { store_as(kind, y + i, load_as(kind, x + i)); });
 }
 
 constexpr RowKernels row_kernels() {

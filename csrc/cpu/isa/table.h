@@ -54,5 +54,7 @@ extern const KernelTable table_avx512;
 
 // The table in use: the best the processor has, or what FASTSR_CPU_ISA allows.
 const KernelTable& kernels();
+// Which that is: 0 portable, 1 AVX2, 2 AVX-512 (fastsr/_env.py).
+int64_t isa_level();
 
 }  // namespace fastsr::cpu

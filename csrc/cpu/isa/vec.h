@@ -111,10 +111,48 @@ FASTSR_INLINE void store(Half* p, vf v) {
 #endif
 }
 
+// ---- the first `count` elements of a vector, for the end of a pixel's channels
+
+// Lanes from `count` on are zero and not read; none is if `count` is not positive.
+template <class T>
+FASTSR_INLINE vf load_first(const T* p, int64_t count) {
+  if (count >= VecOf<float>::lanes) return load(p);
+  if (count <= 0) return vf{};
+#if FASTSR_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>)
+    return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+  const __m256i part = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
+  T full[VecOf<float>::lanes];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(full), part);
+  return load(full);
+#else
+  T full[VecOf<float>::lanes] = {};
+  std::memcpy(full, p, count * sizeof(T));
+  return load(full);
+#endif
+}
+
+// Lanes from `count` on are not written; none is if `count` is not positive.
+template <class T>
+FASTSR_INLINE void store_first(T* p, vf v, int64_t count) {
+  if (count >= VecOf<float>::lanes) return store(p, v);
+  if (count <= 0) return;
+#if FASTSR_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+#endif
+  T full[VecOf<float>::lanes];
+  store(full, v);
+  std::memcpy(p, full, count * sizeof(T));
+}
+
 // ---- one source for a loop's vector body and its scalar remainder
 
 struct Vector {};
 struct Scalar {};
+struct Part {  // a vector of which only the first `count` lanes are there
+  int64_t count;
+};
 
 template <class T>
 FASTSR_INLINE vec<T> load_as(Vector, const T* p) {
@@ -133,12 +171,29 @@ FASTSR_INLINE void store_as(Scalar, T* p, compute_t<T> v) {
   from_compute(v, *p);
 }
 
+template <class T>
+FASTSR_INLINE vf load_as(Part part, const T* p) {
+  return load_first(p, part.count);
+}
+template <class T>
+FASTSR_INLINE void store_as(Part part, T* p, vf v) {
+  store_first(p, v, part.count);
+}
+
 // Calls body(i, Vector{}) for every full vector of n elements of T, then body(i, Scalar{}) for the rest.
 template <class T, class Body>
 FASTSR_INLINE void over(int64_t n, Body&& body) {
   int64_t i = 0;
   for (; i + lanes<T> <= n; i += lanes<T>) body(i, Vector{});
   for (; i < n; ++i) body(i, Scalar{});
+}
+
+// As `over`, with one body(i, Part{..}) for the rest: for bodies that treat every lane by itself.
+template <class Body>
+FASTSR_INLINE void over_parts(int64_t n, Body&& body) {
+  int64_t i = 0;
+  for (; i + VecOf<float>::lanes <= n; i += VecOf<float>::lanes) body(i, Vector{});
+  if (i < n) body(i, Part{n - i});
 }
 
 template <class V>

@@ -1,0 +1,49 @@
+// The dense 3x3 convolution with padding 1 that conv3x3_gelu and upsample share: choice of algorithm, packed weights,
+// division of the work, gradients.
+#pragma once
+
+#include <type_traits>
+
+#include "conv_tensors.h"
+#include "isa/table.h"
+
+namespace fastsr::cpu {
+
+struct PackedConv3x3 {
+  const Conv3x3Algorithm* algorithm;
+  Buffer<float> weights, bias;
+};
+
+// Packs a weight [K, C, 3, 3] (and bias, zeros if null) for maps of h x w pixels; `transposed` for the convolution with
+// the filters turned by 180 degrees and input and output channels exchanged.
+PackedConv3x3 pack_conv3x3(const Tensor& weight, const Tensor* bias, int64_t h, int64_t w, bool transposed);
+
+// The one of three function pointers that is for T.
+template <class T, class F32, class F16, class BF16>
+auto typed(F32 f32, F16 f16, BF16 bf16) {
+  if constexpr (std::is_same_v<T, float>) return f32;
+  if constexpr (std::is_same_v<T, Half>) return f16;
+  if constexpr (std::is_same_v<T, BFloat16>) return bf16;
+}
+
+struct Conv3x3Scratch {};
+
+// Runs args' convolution; its `packed` and `bias` are filled in here.
+template <class T>
+void run_conv3x3(const PackedConv3x3& packed, Conv3x3Args<T>& args) {
+  const Conv3x3Algorithm& a = *packed.algorithm;
+  args.packed = packed.weights.get();
+  args.bias = packed.bias.get();
+  parallel_runs(a.items(args.n, args.h, args.w), [&](int64_t item, bool) {
+    float* scratch = thread_scratch<float, Conv3x3Scratch>(a.scratch_size(args.c, args.k, args.w));
+    typed<T>(a.run_f32, a.run_f16, a.run_bf16)(args, scratch, item);
+  });
+}
+
+// Gradients from g, that of the convolution's result: [n, h, w][K padded to whole vectors of 16].
+Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float* g);
+// Of weight and bias, in their dtypes.
+std::pair<Tensor, Tensor> conv3x3_weight_gradient(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                                                  const float* g);
+
+}  // namespace fastsr::cpu

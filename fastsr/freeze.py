@@ -1,0 +1,158 @@
+"""`freeze`: an inference-only copy of a network, with folded and packed weights."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastsr.errors import InputError
+from fastsr.models.alkdnet import BSRN, ALKDNet
+from fastsr.models.base import SuperResolutionNet
+from fastsr.patch.parts import PARTS
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
+
+
+class FrozenNet(nn.Module):
+    """What `freeze` returns: the copy as `net`, and its attributes (`scale`, `min_size`, ...) as if they were its own.
+
+    It may be called from several threads, copied (`copy.deepcopy`), pickled, compiled, exported and moved by `.to`:
+    the packed weights are made anew wherever it comes to. It cannot be trained or loaded into.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        super().train(False)
+        _pack(net)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "net":
+                raise
+            return getattr(self.net, name)
+
+    def train(self, mode: bool = True) -> FrozenNet:
+        """Does nothing for `eval()`.
+
+        Raises:
+            InputError: `mode` is True.
+        """
+        if mode:
+            raise InputError(
+                "a frozen network cannot be trained; train the network it was made from and freeze it again"
+            )
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> FrozenNet:
+        """Does nothing for False.
+
+        Raises:
+            InputError: `requires_grad` is True.
+        """
+        if requires_grad:
+            raise InputError("a frozen network has no gradients; train the network it was made from, or call that one")
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InputError: its weights are folded and packed."""
+        raise InputError("a frozen network takes no state dict; load it into a network of its kind and freeze that")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenNet:
+        super()._apply(fn, recurse)
+        _pack(self.net)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _pack(self.net)
+
+
+def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenNet:
+    """An inference-only copy of `model`, which stays as it is.
+
+    The copy is in evaluation mode and computes what `model` would, to rounding, with less work per call: weights are
+    in the order in which the CPU kernels read them, and what is linear is folded (ALKDNet's and BSRN's head takes the
+    image once instead of four times; the blueprint ESA's conv2.pw and conv_f become part of its conv1). Training
+    `model` further does not change the copy: freeze it again.
+
+    On the reference path (other devices, float64, exports, gradients of the image) it runs as the network itself does.
+
+    Args:
+        model: ALKDNet, BSRN, MLRN, RLFN, a network that `fastsr.accelerate` found parts in, or one of these within
+            DistributedDataParallel, DataParallel or torch.compile, which are taken off.
+        dtype: float32, float16, bfloat16 or float64; by default that of `model`.
+
+    Returns:
+        A FrozenNet. Parametrizations have become values; forward hooks are the same ones that `model` has, hooks on
+        gradients and state dicts are gone.
+
+    Raises:
+        InputError: `model` is not a network with fastsr's parts or is frozen already, or `dtype` is another one.
+    """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise InputError(f"freeze: model is {given}; pass a network, an instance of torch.nn.Module")
+    if isinstance(model, FrozenNet):
+        raise InputError("freeze: model is frozen already; freeze the network it was made from")
+    if dtype is not None and dtype not in DTYPES:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise InputError(f"freeze: dtype is {str(dtype).removeprefix('torch.')}; pass one of {accepted}")
+    model = _unwrap(model)
+    if not any(isinstance(module, PARTS) for module in model.modules()):
+        raise InputError(f"freeze: {type(model).__name__} holds no part of fastsr; call fastsr.accelerate on it first")
+    net = _copy(model)
+    for module in net.modules():
+        for name in list(getattr(module, "parametrizations", {})) if parametrize.is_parametrized(module) else ():
+            parametrize.remove_parametrizations(module, name)
+    net.requires_grad_(False)
+    if dtype is not None:
+        net.to(dtype)
+    if isinstance(net, ALKDNet | BSRN):
+        net.fold()
+    return FrozenNet(net)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, but for hooks: they may hold on to anything, so the copy shares those of its forward pass."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name in _HOOKS:
+            hooks = vars(module).get(name)
+            if hooks is not None:
+                memo[id(hooks)] = OrderedDict(hooks if name.startswith("_forward") else ())
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(f"freeze: {type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
+
+
+def _pack(module: nn.Module) -> None:
+    """Let every part below `module` that can pack its weights do so; one that can does it for all below it."""
+    pack = getattr(module, "pack", None) if isinstance(module, (*PARTS, SuperResolutionNet)) else None
+    if pack is not None:
+        pack()
+        return
+    for child in module.children():
+        _pack(child)
