@@ -24,3 +24,8 @@ def cpu_cache_mb() -> int | None:
     """FASTSR_CPU_CACHE: megabytes of freed maps that the CPU kernels keep; None if it is no whole number from 0 on."""
     asked = os.environ.get("FASTSR_CPU_CACHE", "").strip() or str(CPU_CACHE_MB)
     return int(asked) if asked.isdecimal() else None
+
+
+def gelu() -> str:
+    """FASTSR_GELU: the accuracy of GELU in the GPU kernels."""
+    return os.environ.get("FASTSR_GELU", "").strip().lower() or "default"

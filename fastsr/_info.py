@@ -98,6 +98,7 @@ def info() -> dict[str, Any]:
             "FASTSR_BACKEND": _env.backend(),
             "FASTSR_CPU_ISA": _env.cpu_isa(),
             "FASTSR_CPU_CACHE": _env.cpu_cache_mb(),
+            "FASTSR_GELU": _env.gelu(),
         },
         "forced_backend": _dispatch.current_backend(),
         "devices": _devices(),
