@@ -210,7 +210,7 @@ def depthwise(
 def depthwise_weight_gradients(
     gs: Sequence[Tensor], u: Tensor, d_weights: Sequence[Tensor], d_biases: Sequence[Tensor] | None = None
 ) -> None:
-    """Fill `d_weights` (per map of `gs`, contiguous [C, 1, kh, kw]) and `d_biases`, from `u` in front of all of them."""
+    """Fill `d_weights` (per map of `gs`, contiguous [C, 1, kh, kw]) and `d_biases`; all maps of `gs` follow `u`."""
     n, _, h, w = u.shape
     c = d_weights[0].shape[0]
     heights, widths = (tuple(d.shape[i] for d in d_weights) for i in (2, 3))

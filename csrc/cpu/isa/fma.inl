@@ -10,7 +10,8 @@ namespace {
 // operations.
 int64_t fma_run(int64_t rounds) {
   constexpr int kSums = kTilePixels * kTileVectors;
-  vf sums[kSums] = {};
+  vf sums[kSums];
+  for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));  // equal ones would be computed once
   const vf a = splat(0.999f), b = splat(0.001f);
   for (int64_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 32
