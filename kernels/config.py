@@ -48,4 +48,8 @@ def nearest(architecture: str, kernel: str, shape: tuple[tuple[str, int], ...]) 
 
 def tile(kernel: str, x: Tensor, **shape: int) -> Tile:
     """The tile of `kernel` on the device of `x`, for the nearest listed shape: constexpr sizes and launch options."""
-    return dict(nearest(launch.architecture(x), kernel, tuple(shape.items())))
+    architecture = launch.architecture(x)
+    found = dict(nearest(architecture, kernel, tuple(shape.items())))
+    if not architecture.startswith("sm_"):
+        found.pop("maxnreg", None)  # NVIDIA's: the most registers a thread may have
+    return found

@@ -1,7 +1,7 @@
 """Products of maps with matrices: what 1x1 convolutions and their gradients are made of.
 
-    product:           y_j = act_j(sum_i x_i W_ji^T + bias_j + shortcut_j)           per pixel, for all outputs j at once
-                       or, with grad_j:  y_j = grad_j * act_j'(sum_i x_i W_ji^T + bias_j + shortcut_j)
+    product:           pre_j = sum_i x_i W_ji^T + bias_j + shortcut_j  per pixel, for all outputs j at once
+                       y_j = act_j(pre_j) or, with grad_j, grad_j * act_j'(pre_j)
     weight_gradients:  dW_j = sum_p g_j^T [x_0, x_1, ...],  dbias_j = sum_p g_j
 
 Maps are read and written where they lie: slices, several maps in place of their concatenation, any strides. A program
@@ -67,7 +67,9 @@ def product_kernel(
                 for i_c in range(0, INPUTS[i], BK):
                     m_c = i_c + o_c < INPUTS[i]
                     b_x = tl.load(p_x + i_c * x_strides[i][1], mask=m_p[:, None] & m_c[None, :], other=0.0)
-                    b_w = tl.load(p_w + (i_c + o_c)[:, None] * w_strides[1], mask=m_c[:, None] & m_k[None, :], other=0.0)
+                    b_w = tl.load(
+                        p_w + (i_c + o_c)[:, None] * w_strides[1], mask=m_c[:, None] & m_k[None, :], other=0.0
+                    )
                     b_y = tl.dot(b_x, b_w.to(b_x.dtype), b_y, input_precision=PRECISION)
             if biases[j] is not None:
                 b_y += tl.load(biases[j] + o_k, mask=m_k, other=0.0).to(tl.float32)[None, :]

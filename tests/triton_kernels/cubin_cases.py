@@ -43,6 +43,15 @@ def weight(*shape: int, dtype: torch.dtype = FP16) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def separable() -> list[Tensor]:
+    return [weight(64, 64, 1, 1), weight(64, 1, 3, 3), weight(64)]
+
+
+def large(taps: int) -> list[Tensor]:
+    shapes = ((64, 64, 1, 1), (64, 1, taps, 1), (64,), (64, 1, 1, taps), (64,), (64, 1, 3, 3), (64,), (64,), (64,))
+    return [weight(*shape) for shape in shapes]
+
+
 CASES: list[Case] = [
     Case("pixel_norm", "pixel_norm", lambda k: k.pixel_norm(image(), weight(64), weight(64), 1e-6)),
     Case(
@@ -57,6 +66,27 @@ CASES: list[Case] = [
         "pointwise_backward",
         "pointwise",
         lambda k: k.pointwise_backward(patches(), [patches(32)] * 2, weight(64, 64, 1, 1), weight(64), 1),
+        stack=64,
+    ),
+    Case(
+        "bsconv",
+        "bsconv",
+        lambda k: k.bsconv(image(12), weight(64, 12, 1, 1), weight(64, 1, 3, 3), weight(64), None, 0),
+    ),
+    Case(
+        "bsconv_backward",
+        "bsconv",
+        lambda k: k.bsconv_backward(patches(), patches(), *separable(), patches(), 1),
+        stack=64,
+    ),
+    Case("alk_stage", "alk_stage", lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6)),
+    Case("alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0)),
+    Case(
+        "alk_stage_backward",
+        "alk_stage",
+        lambda k: k.alk_stage_backward(
+            patches(32), patches(), patches(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6
+        ),
         stack=64,
     ),
 ]
