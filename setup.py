@@ -157,6 +157,6 @@ setup(
     # kernels/ (the Triton kernels) is installed as fastsr.kernels: the top-level name belongs to another package.
     packages=[*find_packages(include=["fastsr", "fastsr.*"], exclude=["fastsr.kernels"]), "fastsr.kernels"],
     package_dir={"fastsr": "fastsr", "fastsr.kernels": "kernels"},
-    package_data={"fastsr": ["py.typed"]},
+    package_data={"fastsr": ["py.typed", "weights/*", "train/recipes/*.yaml"]},
     **(extensions(torch) if torch else {}),
 )
