@@ -49,7 +49,8 @@ def write_state(folder: Path, step: int, state: dict[str, Any], keep: int) -> Pa
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"the checkpoint {target} cannot be written ({error.strerror or error}); make room, and start again to continue"
+            f"the checkpoint {target} cannot be written ({error.strerror or error}); "
+            "those before it are kept: make room, and start again to continue"
         ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Pairs of patches for training, the same whatever the number of workers and processes.
 
-Sample number n of a run (0, 1, 2, ...) is a function of the seed and of n alone: image n of endless shuffled rounds, and a
-crop, flips and a rotation drawn from a generator seeded with (seed, n). Step t of a run takes samples t * batch to
+Sample n of a run (0, 1, 2, ...) is a function of the seed and of n alone: image n of endless shuffled rounds, and
+a crop, flips and a rotation drawn from a generator seeded with (seed, n). Step t of a run takes samples t * batch to
 (t + 1) * batch - 1, and process r of p every p-th of them, so that a position in the data is a number of steps.
 """
 
@@ -62,8 +62,8 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.bad.add(key)
         if len(self.bad) > self.data.max_bad_images:
             raise InputError(
-                f"{len(self.bad)} training images cannot be read, more than data.max_bad_images={self.data.max_bad_images}; "
-                f"the last: {error}"
+                f"{len(self.bad)} training images cannot be read, more than "
+                f"data.max_bad_images={self.data.max_bad_images}; the last: {error}"
             ) from error
         log.warning("skipped: %s", error)
 
@@ -90,8 +90,8 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         if min(height, width) < self.data.patch:
             least = self.data.patch * self.scale
             raise InputError(
-                f"{self.hr.where(key)} is {hr.shape[1]}x{hr.shape[0]}; patches of data.patch={self.data.patch} at scale "
-                f"{self.scale} need at least {least}x{least}, so leave it out or take smaller patches"
+                f"{self.hr.where(key)} is {hr.shape[1]}x{hr.shape[0]}; patches of data.patch={self.data.patch} "
+                f"at scale {self.scale} need at least {least}x{least}, so leave it out or take smaller patches"
             )
 
     def _cut(self, lr: Pixels, hr: Pixels, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def make_loader(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
-        persistent_workers=False,
+        generator=torch.Generator(),  # or the loader would draw from the generator that checkpoints keep
         prefetch_factor=4 if workers else None,
     )
 

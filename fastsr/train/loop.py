@@ -62,8 +62,8 @@ class Trainer:
         share = processes.world * recipe.optimizer.accumulate
         if recipe.optimizer.batch % share:
             raise InputError(
-                f"optimizer.batch is {recipe.optimizer.batch}; it must be a multiple of {share}, the number of processes "
-                "times optimizer.accumulate"
+                f"optimizer.batch is {recipe.optimizer.batch}; it must be a multiple of {share}, the number of "
+                "processes times optimizer.accumulate"
             )
         self.device = processes.device
         self.net = _network(recipe).to(self.device)
@@ -150,13 +150,13 @@ class Trainer:
         saved = self.step
         with Report(recipe, processes.first, self.step) as report:
             batches = iter(self._loader())
-            while self.step < recipe.schedule.steps and not signals.stop:
+            stop = False  # what all processes agree on; a signal may reach one of them in the middle of a step
+            while self.step < recipe.schedule.steps and not stop:
                 self.minutes = processes.from_first((time.monotonic() - started) / 60)
                 if progress(recipe.schedule, self.step, self.minutes) >= 1:
                     break
                 rate = learning_rate(recipe.schedule, recipe.optimizer.lr, self.step, self.minutes)
                 loss, stop = self.train_step(batches, rate, signals.stop)
-                signals.stop = stop
                 self.step += 1
                 report.step(self.step, loss, rate, self.minutes)
                 if self.step % recipe.validation.every == 0:
@@ -166,7 +166,7 @@ class Trainer:
                     saved = self.step
             if saved != self.step or self.step == 0:
                 self.save()
-            if signals.stop:
+            if stop:
                 report.say(f"stopped after step {self.step}; the same command continues from {recipe.folder}")
                 return
             if self.step % recipe.validation.every:

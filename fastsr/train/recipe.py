@@ -1,7 +1,7 @@
 """Recipes: strict YAML that says everything a training run depends on.
 
-A recipe is a mapping that `Recipe` describes; a key it does not know is an error that names the nearest one. Values may be
-overridden from the command line as `section.key=value`, read as YAML.
+A recipe is a mapping that `Recipe` describes; a key it does not know is an error that names the nearest one. Values may
+be overridden from the command line as `section.key=value`, read as YAML.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Base of the parts of a recipe: unknown keys are refused."""
 
 
-class Model(Section, kw_only=True):
+class Model(Section, frozen=True, kw_only=True):
     """The network: a name and a scale of `fastsr models`, and keywords of its class."""
 
     name: str
@@ -45,7 +45,7 @@ class Model(Section, kw_only=True):
     warm_start: str | None = None  # a checkpoint whose tensors are taken where names and shapes agree
 
 
-class Data(Section, kw_only=True):
+class Data(Section, frozen=True, kw_only=True):
     """Where the images come from and how they are cut.
 
     `hr` and `lr` are folders or LMDBs; without `lr` it is made by MATLAB's bicubic and kept in `lr_cache`.
@@ -63,7 +63,7 @@ class Data(Section, kw_only=True):
     max_bad_images: NotNegative = 10
 
 
-class Optimizer(Section, kw_only=True):
+class Optimizer(Section, frozen=True, kw_only=True):
     """Adam or AdamW and what happens to the gradients before it."""
 
     name: Literal["adam", "adamw"] = "adam"
@@ -75,8 +75,8 @@ class Optimizer(Section, kw_only=True):
     accumulate: Positive = 1  # parts in which a process computes its share of the batch
 
 
-class Schedule(Section, kw_only=True):
-    """How long, and the learning rate on the way: a warm-up, then cosine to `min_lr` or a factor `gamma` every `every` steps.
+class Schedule(Section, frozen=True, kw_only=True):
+    """How long, and the learning rate on the way: a warm-up, then cosine to `min_lr`, or `gamma` every `every` steps.
 
     `max_minutes` ends the run by wall-clock time, pauses included; the schedule then follows whichever of steps and
     minutes is further on. Such a run ends on time and is not reproducible to the bit.
@@ -91,7 +91,7 @@ class Schedule(Section, kw_only=True):
     max_minutes: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
-class Validation(Section, kw_only=True):
+class Validation(Section, frozen=True, kw_only=True):
     """Folders to score, every `every` steps and at the end; `lr` folders go with `hr` by name."""
 
     hr: dict[str, str] = {}
@@ -100,7 +100,7 @@ class Validation(Section, kw_only=True):
     pictures: NotNegative = 2  # kept of each folder
 
 
-class Saving(Section, kw_only=True):
+class Saving(Section, frozen=True, kw_only=True):
     """Where a run is kept. A checkpoint is written every `every` steps, the last `keep` are left."""
 
     folder: str = "runs"
@@ -108,7 +108,7 @@ class Saving(Section, kw_only=True):
     keep: Positive = 3
 
 
-class Compute(Section, kw_only=True):
+class Compute(Section, frozen=True, kw_only=True):
     """Device and arithmetic."""
 
     device: str = "auto"
@@ -120,7 +120,7 @@ class Compute(Section, kw_only=True):
     backend: Literal["auto", "cuda", "triton", "cpu", "reference"] = "auto"
 
 
-class Recipe(Section, kw_only=True):
+class Recipe(Section, frozen=True, kw_only=True):
     """A whole training run."""
 
     name: str
@@ -194,7 +194,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed from one recipe (as data) to another, as "key: old -> new", but for what does not change the result."""
+    """What changed from one recipe (as data) to another, as "key: old -> new", but for what keeps the weights."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
