@@ -13,6 +13,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from tqdm import tqdm
 import fastsr
 from benchmarks import cases, memory
 from benchmarks.cases import Case
-from benchmarks.measure import best_peer, compare, ratio
-from benchmarks.peers import FORWARD, TRAINING, torch_forward, torch_training
+from benchmarks.measure import FASTSR, best_peer, compare, ratio
+from benchmarks.peers import FORWARD, TRAINING, PeerMissing, Run, torch_forward, torch_training
 
 GROUPS = ("ops", "models", "train", "memory")
 
@@ -54,15 +56,28 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def sgemm_gflops() -> float:
-    """The matrix rate PyTorch reaches here, in GFLOP/s: the best of some products of 1536 x 1536 matrices."""
-    import time
+def ceilings() -> dict[str, float | None]:
+    """What this machine can do on the threads in use, the best of some tries: `fma_gflops`, multiply-adds in registers
+    with the instruction set of the kernels; `sgemm_gflops`, PyTorch's product of 1536 x 1536 matrices; `copy_gbs`,
+    bytes read and written per second by copying 128 MB."""
+    a, b = torch.rand(1536, 1536), torch.rand(32 << 20)
+    to = torch.empty_like(b)
+    rates = {
+        "sgemm_gflops": _best_rate(lambda: (torch.mm(a, a), 2 * 1536**3)[1]),
+        "copy_gbs": _best_rate(lambda: (to.copy_(b), 2 * b.nbytes)[1]),
+    }
+    if fastsr.info()["cpu_isa"] is None:
+        return {"fma_gflops": None, **rates}
+    return {"fma_gflops": _best_rate(lambda: torch.ops.fastsr._cpu_fma(2_000_000)), **rates}
 
-    a, best = torch.rand(1536, 1536), 0.0
+
+def _best_rate(run: Callable[[], int]) -> float:
+    """The highest rate of 8 runs, in units of 1e9 of what `run` returns per second."""
+    best = 0.0
     for _ in range(8):
         start = time.perf_counter()
-        torch.mm(a, a)
-        best = max(best, 2 * 1536**3 / (time.perf_counter() - start) / 1e9)
+        amount = run()
+        best = max(best, amount / (time.perf_counter() - start) / 1e9)
     return best
 
 
@@ -85,14 +100,25 @@ def jobs(groups: list[str], sizes: list[str], names: list[str]) -> list[tuple[st
     return chosen
 
 
-def measure_job(group: str, name: str, case: Case | None, seconds: float) -> dict[str, Any]:
+def _not_asked_for(case: Case) -> Run:
+    raise PeerMissing("not asked for")
+
+
+def _asked(peers: Mapping[str, Callable[[Case], Run]], names: list[str]) -> dict[str, Callable[[Case], Run]]:
+    """`peers`, those that are not among `names` as rows that say so; all if `names` is empty."""
+    return {n: make if not names or n in names or n == FASTSR else _not_asked_for for n, make in peers.items()}
+
+
+def measure_job(group: str, name: str, case: Case | None, seconds: float, peers: list[str]) -> dict[str, Any]:
     if case is None:
         rows = {peer: memory.measure(peer, name, "640x360") for peer in FORWARD}
         return {"group": group, "case": f"{name} 640x360", "peers": rows}
     if group == "train":
-        rows = compare(case, TRAINING, torch_training("reference", False, False)(case), seconds, tolerance=0.05)
+        rows = compare(
+            case, _asked(TRAINING, peers), torch_training("reference", False, False)(case), seconds, tolerance=0.05
+        )
     else:
-        rows = compare(case, FORWARD, torch_forward("reference", False, False)(case), seconds)
+        rows = compare(case, _asked(FORWARD, peers), torch_forward("reference", False, False)(case), seconds)
     work = fastsr.complexity(case.build(), *case.shape[2:]).macs * case.shape[0] if group == "models" else None
     result: dict[str, Any] = {"group": group, "case": case.name, "shape": case.shape, "peers": rows}
     if work and "ms" in rows["fastsr"]:
@@ -125,23 +151,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Times fastsr's CPU path against its peers; milliseconds, medians.")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"groups of {', '.join(GROUPS)}")
     parser.add_argument("--sizes", default=",".join(cases.SIZES), help=f"LR sizes of {', '.join(cases.SIZES)}")
+    parser.add_argument("--peers", default="", help=f"of {', '.join(FORWARD)}; all by default")
     parser.add_argument("--names", default="", help="operators and networks; all by default")
     parser.add_argument("--seconds", type=float, default=6.0, help="per case, at least 5 runs of each peer")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", type=Path, help="where the result goes")
     arguments = parser.parse_args(argv)
     groups, sizes = arguments.only.split(","), arguments.sizes.split(",")
-    for value, accepted in ((groups, GROUPS), (sizes, tuple(cases.SIZES))):
+    peers = list(filter(None, arguments.peers.split(",")))
+    for value, accepted in ((groups, GROUPS), (sizes, tuple(cases.SIZES)), (peers, tuple(FORWARD))):
         unknown = set(value) - set(accepted)
         if unknown:
             parser.error(f"{', '.join(sorted(unknown))} is not known; accepted are {', '.join(accepted)}")
     torch.set_num_threads(arguments.threads)
-    content: dict[str, Any] = {"environment": environment(), "sgemm_gflops": sgemm_gflops(), "rows": []}
+    content: dict[str, Any] = {"environment": environment(), "ceilings": ceilings(), "rows": []}
     for group, name, case in tqdm(
         jobs(groups, sizes, list(filter(None, arguments.names.split(",")))), file=sys.stderr, disable=None
     ):
-        content["rows"].append(measure_job(group, name, case, arguments.seconds))
-        print(table(content["rows"][-1]), flush=True)
+        content["rows"].append(measure_job(group, name, case, arguments.seconds, peers))
+        row, peak = content["rows"][-1], content["ceilings"]["fma_gflops"]
+        if peak and "gflops" in row:
+            row["share_of_fma_peak"] = row["gflops"] / peak  # above 1 is possible: Winograd needs fewer
+        print(table(row), flush=True)
         if arguments.json:
             write(arguments.json, content)
         torch._dynamo.reset()

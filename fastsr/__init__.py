@@ -5,7 +5,9 @@ Importing fastsr touches no device, compiles nothing and needs neither a compile
 
 from fastsr import nn, ops
 from fastsr._dispatch import BACKENDS, backend, can_run, current_backend
+from fastsr._gelu import current_gelu, set_gelu
 from fastsr._info import __version__, info
+from fastsr._native import empty_cache
 from fastsr.errors import (
     BackendError,
     CheckpointError,
@@ -54,6 +56,8 @@ __all__ = [
     "complexity",
     "create_model",
     "current_backend",
+    "current_gelu",
+    "empty_cache",
     "freeze",
     "info",
     "list_models",
@@ -61,4 +65,5 @@ __all__ = [
     "nn",
     "ops",
     "save",
+    "set_gelu",
 ]

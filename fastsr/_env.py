@@ -15,3 +15,17 @@ def backend() -> str:
 def cpu_isa() -> str:
     """FASTSR_CPU_ISA: the highest instruction set the CPU kernels may use, or "auto"."""
     return os.environ.get("FASTSR_CPU_ISA", "").strip().lower() or "auto"
+
+
+CPU_CACHE_MB = 512
+
+
+def cpu_cache_mb() -> int | None:
+    """FASTSR_CPU_CACHE: megabytes of freed maps that the CPU kernels keep; None if it is no whole number from 0 on."""
+    asked = os.environ.get("FASTSR_CPU_CACHE", "").strip() or str(CPU_CACHE_MB)
+    return int(asked) if asked.isdecimal() else None
+
+
+def gelu() -> str:
+    """FASTSR_GELU: the accuracy of GELU in the GPU kernels."""
+    return os.environ.get("FASTSR_GELU", "").strip().lower() or "default"

@@ -17,6 +17,8 @@ from fastsr import _env
 
 LIB = torch.library.Library("fastsr", "DEF")
 LIB.define("_cpu_isa(int level) -> int")
+LIB.define("_cpu_memory(int bytes) -> int")
+LIB.define("_cpu_fma(int rounds) -> int")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,16 @@ def _choose_cpu_isa() -> str | None:
     return _env.CPU_ISAS[torch.ops.fastsr._cpu_isa(level)]
 
 
+def _limit_cpu_cache() -> None:
+    """Tell the CPU library how much freed memory it may keep."""
+    if CPU.loaded:
+        asked = _env.cpu_cache_mb()
+        torch.ops.fastsr._cpu_memory((_env.CPU_CACHE_MB if asked is None else asked) << 20)
+
+
 CPU = _load("_ops_cpu")
 CPU_ISA = _choose_cpu_isa()
+_limit_cpu_cache()
 
 # A forked child has torch's record of its threads but not the threads, and waits for them in vain in its first parallel
 # loop, torch's own or a kernel's. On one thread nothing waits; torch.set_num_threads asks for more again.
@@ -71,6 +81,30 @@ def cpu_isa_problem() -> str | None:
     if asked != CPU_ISA:
         return f"FASTSR_CPU_ISA is {asked!r}, which this processor lacks; {CPU_ISA!r} is used"
     return None
+
+
+def cpu_cache_problem() -> str | None:
+    """Why FASTSR_CPU_CACHE cannot be honoured, or None."""
+    if _env.cpu_cache_mb() is not None:
+        return None
+    return f"FASTSR_CPU_CACHE is no whole number of megabytes from 0 on; {_env.CPU_CACHE_MB} is used"
+
+
+def empty_cache() -> int:
+    """Give back the memory that the CPU kernels keep for their next feature maps.
+
+    Freed maps of a megabyte and more are kept, up to FASTSR_CPU_CACHE megabytes (512), because touching fresh memory
+    costs about as much as a cheap operator. Live tensors are not affected. On a GPU, memory is PyTorch's
+    (`torch.cuda.empty_cache`).
+
+    Returns:
+        The number of bytes given back.
+    """
+    if not CPU.loaded:
+        return 0
+    kept = torch.ops.fastsr._cpu_memory(0)
+    _limit_cpu_cache()
+    return kept
 
 
 def build_info() -> dict[str, str] | None:

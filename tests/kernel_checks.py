@@ -45,6 +45,19 @@ def weight(*shape: int, seed: int = 0, gain: float = 1.0, dtype: torch.dtype = t
     return (torch.randn(*shape, generator=generator, dtype=torch.float64) * gain / fan_in**0.5).to(dtype)
 
 
+def device_of(backend: str) -> str:
+    """Where the kernels of `backend` run: the GPU for GPU kernels, if there is one (else Triton's interpreter)."""
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
+def moved(x: Tensor, device: str) -> Tensor:
+    """`x` on `device` with its strides and whatever lies between its elements."""
+    if x.device.type == device:
+        return x
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return memory.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def results(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str, seed: int = 7
 ) -> list[Tensor]:
@@ -54,7 +67,7 @@ def results(
         out = function(*leaves)
         outputs = out if isinstance(out, tuple) else (out,)
         generator = torch.Generator().manual_seed(seed)
-        cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+        cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
         gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
     return [o.detach() for o in outputs] + [
         torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)
@@ -65,6 +78,7 @@ def assert_twice_rule(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str = "cpu"
 ) -> None:
     """Error of `backend` against float64 <= 2 x the error of plain PyTorch in the inputs' dtype, all gradients too."""
+    inputs = [moved(x.detach(), device_of(backend)) for x in inputs]
     exact = results(function, [x.double() for x in inputs], "reference")
     plain = results(function, inputs, "reference")
     kernel = results(function, inputs, backend)
@@ -83,6 +97,7 @@ def assert_repeatable(
     function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str = "cpu"
 ) -> None:
     """Outputs and gradients are bit-equal between runs and for 1 and more threads."""
+    inputs = [moved(x.detach(), device_of(backend)) for x in inputs]
     threads = torch.get_num_threads()
     first = results(function, inputs, backend)
     try:

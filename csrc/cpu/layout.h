@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../checks.h"
-#include "pages.h"
+#include "memory.h"
 
 namespace fastsr::cpu {
 
@@ -28,11 +28,18 @@ inline MemoryFormat output_format(const Tensor& x) {
   return is_nchw(x) && !is_nhwc(x) ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
 }
 
+// An uninitialised map; a large one takes its memory from memory.h.
 inline Tensor empty_feature_map(const Tensor& like, std::array<int64_t, 4> size, MemoryFormat format) {
-  Tensor map =
-      torch::stable::empty({size.data(), 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
-  prefer_huge_pages(map.mutable_data_ptr(), static_cast<size_t>(map.numel()) * like.element_size());
-  return map;
+  const size_t bytes = static_cast<size_t>(size[0] * size[1] * size[2] * size[3]) * like.element_size();
+  if (!keeps_memory(bytes))
+    return torch::stable::empty({size.data(), 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                format);
+  const auto [n, c, h, w] = size;
+  const std::array<int64_t, 4> strides = format == MemoryFormat::ChannelsLast
+                                             ? std::array<int64_t, 4>{h * w * c, 1, w * c, c}
+                                             : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
+  return torch::stable::from_blob(take_memory(bytes), {size.data(), 4}, {strides.data(), 4}, like.device(),
+                                  like.scalar_type(), [bytes](void* memory) { give_memory(memory, bytes); });
 }
 
 // A feature map as a kernel reads or writes it: pixel (n, h, w) begins at data + n * stride_n + h * stride_h +

@@ -1,4 +1,4 @@
-"""Defines an operator with kernels: schemas, fakes, autograd and its CPU backend, the same way for every operator.
+"""Defines an operator with kernels: schemas, fakes, autograd and its backends, the same way for every operator.
 
 `fastsr::<op>` and `fastsr::<op>_backward` are defined here in Python, so that they exist without any binary; compiled
 libraries add kernels to them. The backward operator takes what `save` kept and returns one gradient per tensor of the
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _native
+from fastsr import _native, _triton
 from fastsr._dispatch import can_run, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
@@ -117,3 +117,18 @@ def register_cpu(op: str, dtypes: tuple[torch.dtype, ...]) -> None:
         return None
 
     register(op, "cpu", can_run)
+
+
+def register_triton(op: str, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)) -> None:
+    """Announce the Triton kernels of `op` for feature maps of `dtypes`.
+
+    kernels/<op>.py holds the launchers `<op>` and `<op>_backward`, with the arguments and results of the operators
+    of these names. They stand under the operators' CUDA key and are imported at their first call.
+    """
+
+    def can_run(x: Tensor) -> str | None:
+        return _triton.reason_against(x, dtypes)
+
+    register(op, "triton", can_run)
+    for name in (op, f"{op}_backward"):
+        LIB.impl(name, _triton.operator(op, name), "CUDA")

@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
 
 _SCHEMA = "Tensor x, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias, Tensor? shortcut, int activation"
@@ -60,13 +60,16 @@ define(
     backward=_backward,
 )
 register_cpu("bsconv", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("bsconv")
 
 
 def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
     chosen = select("bsconv", x)
     kernel = tuple(dw_weight.shape[2:])
-    if chosen == "cpu" and (kernel, stride, padding) != ((3, 3), 1, 1):
-        reason = f"a {kernel[0]}x{kernel[1]} kernel with stride {stride} and padding {padding}; cpu has 3x3, 1 and 1"
+    if chosen != "reference" and (kernel, stride, padding) != ((3, 3), 1, 1):
+        reason = (
+            f"a {kernel[0]}x{kernel[1]} kernel with stride {stride} and padding {padding}; {chosen} has 3x3, 1 and 1"
+        )
         return reference_because("bsconv", reason)
     return chosen
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation
 
 SMALLEST = 6  # pixels that a map needs for Winograd's convolution to pay (csrc/cpu/conv3x3.cpp)
@@ -55,6 +63,7 @@ define(
     backward=_backward,
 )
 register_cpu("conv3x3_gelu", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("conv3x3_gelu")
 define_packed(
     "conv3x3_gelu",
     "(Tensor weight, Tensor bias) -> Tensor",

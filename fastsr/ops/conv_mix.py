@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
+
+TRITON_MAX_CHANNELS = 128  # one program holds all channels of its pixels, and both 1x1 weights in shared memory
 
 _WEIGHTS = (
     "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "
@@ -80,6 +82,7 @@ define(
     backward=_backward,
 )
 register_cpu("conv_mix", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("conv_mix")
 
 
 def conv_mix(
@@ -114,7 +117,11 @@ def conv_mix(
         BackendError: a backend is forced that cannot run this.
     """
     _check(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation)
-    if select("conv_mix", x) == "reference":
+    backend = select("conv_mix", x)
+    if backend == "triton" and x.shape[1] > TRITON_MAX_CHANNELS:
+        reason = f"x has {x.shape[1]} channels, the triton kernel takes at most {TRITON_MAX_CHANNELS}"
+        backend = reference_because("conv_mix", reason)
+    if backend == "reference":
         return reference.conv_mix(
             x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
         )

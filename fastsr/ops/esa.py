@@ -8,11 +8,21 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
+
+TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 32  # one program holds all channels of its pixels
 
 
 def esa_min_size(conv2_padding: int) -> int:
@@ -70,6 +80,7 @@ define(
     backward=_backward,
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("esa")
 define_packed(
     "esa",
     "(Tensor[] weights) -> Tensor",
@@ -123,6 +134,13 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tenso
     if takes_packed("esa", packed, x, *weights):
         return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
     _check_weights(x, weights)
-    if select("esa", x) == "reference":
+    backend = select("esa", x)
+    if backend == "triton" and (x.shape[1] > TRITON_MAX_CHANNELS or weights.conv1_weight.shape[0] > TRITON_MAX_INNER):
+        backend = reference_because(
+            "esa",
+            f"x has {x.shape[1]} channels, {weights.conv1_weight.shape[0]} inside; the triton kernel takes at most "
+            f"{TRITON_MAX_CHANNELS} and {TRITON_MAX_INNER}",
+        )
+    if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     return torch.ops.fastsr.esa(x, list(weights), conv2_padding)

@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, register_cpu
+from fastsr.ops._define import define, register_cpu, register_triton
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -60,6 +60,7 @@ define(
     backward=_backward,
 )
 register_cpu("pixel_norm", _checks.DTYPES)
+register_triton("pixel_norm")
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:

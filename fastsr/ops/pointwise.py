@@ -12,7 +12,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
 
 
@@ -47,6 +47,7 @@ define(
     backward=_backward,
 )
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("pointwise")
 
 
 def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:

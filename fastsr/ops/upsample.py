@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Residual
 
 
@@ -56,6 +56,7 @@ define(
     backward=_backward,
 )
 register_cpu("upsample", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("upsample")
 
 
 def upsample(

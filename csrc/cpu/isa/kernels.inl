@@ -6,6 +6,7 @@
 #include "conv3x3_gelu.inl"
 #include "conv_mix.inl"
 #include "esa.inl"
+#include "fma.inl"
 #include "pixel_norm.inl"
 #include "pointwise.inl"
 #include "rows.inl"
@@ -28,6 +29,7 @@ const KernelTable FASTSR_TABLE = {
     pixel_norm_kernels<BFloat16>(),
     pixel_norm_kernels<double>(),
     row_kernels(),
+    &fma_run,
 };
 
 }  // namespace fastsr::cpu

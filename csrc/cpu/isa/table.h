@@ -44,6 +44,7 @@ struct KernelTable {
   PixelNormKernels<BFloat16> pixel_norm_bf16;
   PixelNormKernels<double> pixel_norm_f64;
   RowKernels rows;
+  int64_t (*fma)(int64_t rounds);  // fma.inl
 };
 
 extern const KernelTable table_portable;

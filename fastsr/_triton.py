@@ -1,0 +1,73 @@
+"""Whether the Triton kernels can run, and the way into them. Nothing here imports Triton before a kernel is called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_VERSION = (3, 6)
+MIN_CAPABILITY = (8, 0)  # NVIDIA Ampere: what Triton itself asks for
+MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
+
+DEVICES: tuple[str, ...] = ("cuda",)  # tests of the interpreter add "cpu"
+OPERATORS: dict[str, Callable[..., Any]] = {}  # by name, what runs under the CUDA key
+
+
+def _missing() -> str | None:
+    """Why Triton cannot be used at all, or None. Looks at the installation only."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'triton>=3.6'"
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # part of another distribution, such as pytorch-triton
+        return None
+    have = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if have < MIN_VERSION:
+        return f"Triton is {version}, these kernels need 3.6 or newer"
+    return None
+
+
+MISSING = _missing()
+
+
+def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Why the Triton kernels cannot take maps like `x`, or None. Traceable: plain globals and tensor metadata."""
+    if MISSING is not None:
+        return MISSING
+    if x.device.type not in DEVICES:
+        return f"x is on {x.device.type}, the triton kernels run on {' or '.join(DEVICES)}"
+    if x.dtype not in dtypes:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"x is {str(x.dtype).removeprefix('torch.')}, the triton kernel takes {accepted}"
+    if x.dim() == 4 and x.shape[2] * x.shape[3] >= MAX_PIXELS:
+        return f"x has images of {x.shape[2]}x{x.shape[3]} pixels, the triton kernels take fewer than 2**31"
+    if x.device.type == "cuda" and torch.version.hip is None:
+        found = torch.cuda.get_device_properties(x.device)
+        if (found.major, found.minor) < MIN_CAPABILITY:
+            return f"the GPU is sm_{found.major}{found.minor}, Triton needs sm_80 or newer"
+    return None
+
+
+def operator(op: str, name: str) -> Callable[..., Any]:
+    """`name` of kernels/<op>.py as an operator's implementation, imported at its first call.
+
+    Runs on the device of the first argument (a map or a list of maps) and on that device's current stream.
+    """
+    launcher: Callable[..., Any] | None = None
+
+    def run(*args: Any) -> Any:
+        nonlocal launcher
+        if launcher is None:
+            launcher = getattr(importlib.import_module(f"fastsr.kernels.{op}"), name)
+        with torch.cuda.device_of(args[0][0] if isinstance(args[0], (list, tuple)) else args[0]):
+            return launcher(*args)
+
+    run.__name__ = name
+    OPERATORS[name] = run
+    return run

@@ -1,0 +1,121 @@
+"""conv3x3_gelu, conv_mix, upsample and esa in Triton at real sizes. Needs a GPU: `pytest tests/gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from kernel_checks import assert_twice_rule, feature_map, results, weight
+from torch import Tensor
+
+import fastsr
+from fastsr import ops
+from fastsr.ops import BlueprintESAWeights, PlainESAWeights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
+PATCHES, IMAGE = (16, 48, 48), (1, 181, 317)  # n, h, w: a training batch, and an image of odd sizes
+Case = tuple[Callable[..., Tensor], list[Tensor]]
+
+
+def maps(size: tuple[int, int, int], channels: int, dtype: torch.dtype, count: int = 1) -> list[Tensor]:
+    n, h, w = size
+    return [feature_map((n, channels, h, w), "nhwc", dtype, seed=seed) for seed in range(count)]
+
+
+def weights(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    return [weight(*s, seed=i, gain=0.3 if len(s) == 1 else 1.0, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+def conv3x3_gelu(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    return ops.conv3x3_gelu, [*maps(size, 58, dtype), *weights([(58, 58, 3, 3), (58,)], dtype)]
+
+
+def conv_mix(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    shapes = [(58, 1, 3, 3), (58,), (58, 58, 1, 1), (58,), (58, 58, 1, 1), (58,)]
+    return ops.conv_mix, [*maps(size, 58, dtype, 2), *weights(shapes, dtype)]
+
+
+def upsample(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    inputs = [*maps(size, 64, dtype), *weights([(12, 64, 3, 3), (12,)], dtype), *maps(size, 3, dtype)]
+    return lambda *tensors: ops.upsample(*tensors, scale=2, residual="bilinear"), inputs
+
+
+def esa_plain(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    shapes = [(16, 58, 1, 1), (16,), *([(16, 16, 3, 3), (16,)] * 2), (16, 16, 1, 1), (16,), (58, 16, 1, 1), (58,)]
+    return lambda x, *w: ops.esa(x, PlainESAWeights(*w)), [*maps(size, 58, dtype), *weights(shapes, dtype)]
+
+
+def esa_blueprint(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    small = [(16, 16, 1, 1), (16, 1, 3, 3), (16,)] * 4
+    shapes = [(16, 64, 1, 1), (16,), *small, (16, 16, 1, 1), (16,), (64, 16, 1, 1), (64,)]
+    inputs = [*maps(size, 64, dtype), *weights(shapes, dtype)]
+    return lambda x, *w: ops.esa(x, BlueprintESAWeights(*w), conv2_padding=1), inputs
+
+
+CASES = (conv3x3_gelu, conv_mix, upsample, esa_plain, esa_blueprint)
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+
+
+@pytest.fixture(params=("ieee", "tf32"))
+def float32_products(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways in which PyTorch's convolutions multiply float32, for plain PyTorch and the kernels alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", request.param)
+        yield request.param
+
+
+@by_case
+@pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
+@pytest.mark.parametrize("dtype", (HALF, BFLOAT), ids=str)
+def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    assert_twice_rule(*case(size, dtype), "triton")
+
+
+@by_case
+@pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
+def test_twice_rule_in_float32(case: Callable[..., Case], size: tuple[int, int, int], float32_products: str) -> None:
+    assert_twice_rule(*case(size, FLOAT), "triton")
+
+
+@by_case
+def test_twenty_runs_are_bit_equal(case: Callable[..., Case]) -> None:
+    """A race, or an order of summation that varies, would show."""
+    function, inputs = case(IMAGE, HALF)
+    inputs = [t.cuda() for t in inputs]
+    first = results(function, inputs, "triton")
+    for _ in range(19):
+        assert all(torch.equal(a, b) for a, b in zip(first, results(function, inputs, "triton"), strict=True))
+
+
+@by_case
+def test_graph_replays_on_changed_inputs(case: Callable[..., Case]) -> None:
+    function, inputs = case(IMAGE, HALF)
+    inputs = [t.cuda() for t in inputs]
+    with torch.no_grad(), fastsr.backend("triton"):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = function(*inputs)
+        inputs[0].copy_(torch.randn_like(inputs[0]))
+        graph.replay()
+        assert torch.equal(y, function(*inputs))
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    """The last rows of an image of 2^31 elements and more are those of the rows alone."""
+    rows, columns = 33_600, 1_001
+    x = torch.empty(1, 64, rows, columns, dtype=HALF, device="cuda", memory_format=torch.channels_last)
+    assert x.numel() > 2**31
+    x.normal_()
+    w, b = weight(64, 64, 3, 3, dtype=HALF).cuda(), weight(64, dtype=HALF).cuda()
+    with torch.no_grad(), fastsr.backend("triton"):
+        end = ops.conv3x3_gelu(x, w, b)[:, :, -20:]
+        alone = ops.conv3x3_gelu(x[:, :, -21:], w, b)[:, :, 1:]
+    assert torch.equal(end, alone)

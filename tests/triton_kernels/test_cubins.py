@@ -1,0 +1,93 @@
+"""Gates on the compiled kernels for sm_80, sm_90, sm_100 and sm_120, which need no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cubin_cases import CASES
+
+import fastsr
+
+HERE = Path(__file__).parent
+KERNELS = Path(fastsr.__file__).parents[1] / "kernels"
+NO_GPU_NEEDED = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    triton = pytest.importorskip("triton")
+    if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
+        pytest.skip("needs the cuobjdump of Triton's package, which this one lacks")
+    file = tmp_path_factory.mktemp("cubins") / "report.json"
+    environment = {**NO_GPU_NEEDED, "PYTHONPATH": str(Path(fastsr.__file__).parents[1])}
+    command = [sys.executable, str(HERE / "cubins.py"), str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def kernels(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = report["kernels"]
+    return found
+
+
+def test_every_kernel_is_compiled(kernels: dict[str, dict[str, Any]]) -> None:
+    compiled = {key.split("/")[1].split("#")[0] for key in kernels}
+    defined = {
+        f"{path.stem}.{name}"
+        for path in KERNELS.glob("*.py")
+        for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)
+    }
+    assert defined - compiled == set()
+
+
+def test_no_stack_no_local_memory(kernels: dict[str, dict[str, Any]]) -> None:
+    allowed = {case.name: case.stack for case in CASES}
+    wrong = {k: (v["stack"], v["local"]) for k, v in kernels.items() if v["stack"] > allowed[k.split("/")[0]]}
+    wrong |= {k: (v["stack"], v["local"]) for k, v in kernels.items() if v["local"] > 0 and v["stack"] == 0}
+    assert wrong == {}
+
+
+def test_registers_leave_room_for_two_programs(kernels: dict[str, dict[str, Any]]) -> None:
+    assert {k: v["registers"] for k, v in kernels.items() if v["registers"] * v["warps"] * 32 * 2 > 65536} == {}
+
+
+def test_shared_memory_fits_the_small_architectures(kernels: dict[str, dict[str, Any]]) -> None:
+    limits = {case.name: case.shared for case in CASES}
+    assert {k: v["shared"] for k, v in kernels.items() if v["shared"] > limits[k.split("/")[0]]} == {}
+
+
+def test_no_double_precision(kernels: dict[str, dict[str, Any]]) -> None:
+    assert {k: v["double"] for k, v in kernels.items() if v["double"]} == {}
+
+
+def test_counts_are_those_of_the_baseline(report: dict[str, Any]) -> None:
+    """Fewer is fine. After a change on purpose: python tests/triton_kernels/cubins.py --write-baseline."""
+    baseline = json.loads((HERE / "baseline.json").read_text())
+    if report["triton"] != baseline["triton"]:
+        pytest.skip(f"the baseline is of Triton {baseline['triton']}, this is {report['triton']}")
+    assert set(report["kernels"]) == set(baseline["kernels"])
+    worse = []
+    for key, now in report["kernels"].items():
+        then = baseline["kernels"][key]
+        narrow = [count["global"][k] - count["global"][f"{k}.128"] for count in (now, then) for k in ("LDG", "STG")]
+        if now["instructions"] > 1.05 * then["instructions"]:
+            worse.append(f"{key}: {now['instructions']} instructions, were {then['instructions']}")
+        if now["registers"] > 1.1 * then["registers"]:
+            worse.append(f"{key}: {now['registers']} registers, were {then['registers']}")
+        if now["shared"] > then["shared"]:
+            worse.append(f"{key}: {now['shared']} bytes of shared memory, were {then['shared']}")
+        if narrow[0] > narrow[2] or narrow[1] > narrow[3]:
+            worse.append(f"{key}: {narrow[:2]} loads and stores of less than 128 bits, were {narrow[2:]}")
+        if now["opcodes"].get("FSEL", 0) > then["opcodes"].get("FSEL", 0):
+            worse.append(f"{key}: {now['opcodes']['FSEL']} selections, were {then['opcodes'].get('FSEL', 0)}")
+    assert worse == []

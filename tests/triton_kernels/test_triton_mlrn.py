@@ -1,0 +1,55 @@
+"""MLRN, whole, on the Triton kernels: its output and every gradient against float64, and how much it launches."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from kernel_checks import device_of, feature_map, moved, results
+from torch import Tensor
+
+import fastsr
+
+DEVICE = device_of("triton")
+
+
+def network(blocks: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return fastsr.create_model("mlrn", scale=2, num_feat=10, num_block=blocks, esa_channels=8)
+
+
+def test_output_and_gradients_are_within_twice_the_error_of_pytorch() -> None:
+    net = network(1)
+    names = [n for n, _ in net.named_parameters()]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x)
+        return out
+
+    image = feature_map((1, 3, 16, 15), "nchw").sigmoid()
+    inputs = [moved(t.detach(), DEVICE) for t in (image, *net.parameters())]
+    exact = results(run, [t.double() for t in inputs], "reference")
+    # As in test_models_cpu.py: behind a chain of operators the error of one small tensor is a matter of luck.
+    plain, fused = (
+        [((r - e).norm() / e.norm()).item() for r, e in zip(results(run, inputs, backend), exact, strict=True)]
+        for backend in ("reference", "triton")
+    )
+    assert sum(fused) <= 2 * sum(plain) and max(fused) <= 4 * max(plain) and fused[0] <= 2 * plain[0]
+
+
+def test_launches_of_a_forward() -> None:
+    """Two for a 3x3 convolution, whose weight is packed, three for conv_mix and for esa."""
+    from fastsr.kernels import launch
+
+    started: list[str] = []
+    original = launch._run
+
+    def run(kernel: Any, *arguments: Any) -> None:
+        started.append(kernel.fn.__name__)
+        original(kernel, *arguments)
+
+    net = network(2).to(DEVICE)
+    with torch.no_grad(), fastsr.backend("triton"), patch.object(launch, "_run", run):
+        net(moved(feature_map((1, 3, 15, 15), "nchw"), DEVICE))
+    assert len(started) == (2 + 2 + 2) + 2 * (2 + 2 + 3 + 3), started
