@@ -157,6 +157,9 @@ setup(
     # kernels/ (the Triton kernels) is installed as fastsr.kernels: the top-level name belongs to another package.
     packages=[*find_packages(include=["fastsr", "fastsr.*"], exclude=["fastsr.kernels"]), "fastsr.kernels"],
     package_dir={"fastsr": "fastsr", "fastsr.kernels": "kernels"},
-    package_data={"fastsr": ["py.typed"], "fastsr.kernels": ["configs/*.json"]},
+    package_data={
+        "fastsr": ["py.typed", "weights/*", "train/recipes/*.yaml"],
+        "fastsr.kernels": ["configs/*.json"],
+    },
     **(extensions(torch) if torch else {}),
 )

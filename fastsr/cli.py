@@ -1,4 +1,4 @@
-"""The command line: `fastsr upscale | eval | models | info | demo`.
+"""The command line: `fastsr upscale | eval | train | models | info | demo`.
 
 Exit status: 0 done; 2 wrong usage, a fastsr error, or images that failed; 130 interrupted. Messages go to
 stderr, results to stdout.
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_upscale, _add_eval, _add_models, _add_info, _add_demo):
+    for add in (_add_upscale, _add_eval, _add_train, _add_models, _add_info, _add_demo):
         add(commands)
     return parser
 
@@ -112,6 +112,22 @@ def _add_eval(commands: Any) -> None:
     parser.set_defaults(run=_eval)
 
 
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network by a recipe",
+        description="Trains by a YAML recipe, or continues the run in its folder. Ctrl-C and SIGTERM save and end it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", help="a YAML file or the name of a shipped recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as data.hr=DIV2K/train optimizer.lr=5e-4"
+    )
+    parser.add_argument("--list", action="store_true", help="list the shipped recipes and exit")
+    parser.add_argument("--show", action="store_true", help="print the whole recipe as YAML and exit")
+    parser.set_defaults(run=_train)
+
+
 def _add_models(commands: Any) -> None:
     parser = commands.add_parser("models", help="list the networks", allow_abbrev=False)
     parser.set_defaults(run=_models)
@@ -125,7 +141,7 @@ def _add_info(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help="enlarge a photograph, next to bicubic", allow_abbrev=False)
-    parser.add_argument("--weights", type=Path, help="a checkpoint (default: random ALKDNet x2)")
+    parser.add_argument("--weights", type=Path, help="a checkpoint (default: the MLRN x2 that ships)")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="where the pictures go (demo)")
     parser.set_defaults(run=_demo)
 
@@ -185,6 +201,27 @@ def _eval(arguments: argparse.Namespace) -> int:
     print(_score_table(result))
     if arguments.json:
         _write_json(Path(arguments.json), result.as_dict())
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from fastsr.train import load_recipe, shipped_recipes, train
+
+    if arguments.list:
+        rows = [
+            (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+            for name, path in shipped_recipes().items()
+        ]
+        print(_table(rows, right=()))
+        return 0
+    if arguments.recipe is None:
+        raise InputError("no recipe is given; pass a YAML file or a name that `fastsr train --list` prints")
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.show:
+        print(recipe.as_yaml(), end="")
+        return 0
+    logging.getLogger("fastsr").setLevel(logging.INFO)
+    train(recipe)
     return 0
 
 

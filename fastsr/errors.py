@@ -12,6 +12,8 @@ __all__ = [
     "FastsrError",
     "ImageError",
     "InputError",
+    "MissingPackageError",
+    "TrainingError",
     "UnknownModelError",
 ]
 
@@ -41,3 +43,11 @@ class UnknownModelError(FastsrError, KeyError):
 
 class ImageError(FastsrError, OSError):
     """An image cannot be read, written or processed."""
+
+
+class MissingPackageError(FastsrError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class TrainingError(FastsrError, RuntimeError):
+    """A training run cannot go on; what it has reached is on disk."""

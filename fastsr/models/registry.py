@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastsr.errors import InputError, UnknownModelError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
+from fastsr.models.checkpoint import load
 from fastsr.models.mlrn import MLRN, RLFN
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 class ModelEntry(NamedTuple):
@@ -56,19 +60,24 @@ def model_entry(name: str) -> ModelEntry:
     return _MODELS[key]
 
 
-def create_model(name: str, *, scale: int | None = None, **overrides: Any) -> SuperResolutionNet:
-    """Build a network with freshly initialised weights.
+def create_model(
+    name: str, *, scale: int | None = None, pretrained: bool = False, **overrides: Any
+) -> SuperResolutionNet:
+    """Build a network with freshly initialised weights, or with the trained ones that ship with fastsr.
 
     Args:
         name: one of `list_models()`, in any case; "ALKDN" means "alkdnet".
         scale: enlargement; by default the smallest that the paper trains.
+        pretrained: take the weights in fastsr/weights; the network is in eval mode then.
         overrides: any keyword of the network's class, for example `lk_size=7`.
 
     Raises:
         UnknownModelError: no network has that name.
-        InputError: an unknown keyword or a value outside what the network accepts.
+        InputError: an unknown keyword or a value outside what the network accepts, or no weights of this network ship.
     """
     entry = model_entry(name)
+    if pretrained:
+        return _pretrained(name, scale if scale is not None else overrides.pop("upscale", None), overrides)
     accepted = [p for p in inspect.signature(entry.cls.__init__).parameters if p not in ("self", "scale")]
     for key in overrides:
         if key not in accepted:
@@ -78,3 +87,20 @@ def create_model(name: str, *, scale: int | None = None, **overrides: Any) -> Su
     if scale is None and overrides.get("upscale") is None:
         scale = entry.scales[0]
     return entry.cls(scale=scale, **{**entry.settings, **overrides})
+
+
+def _pretrained(name: str, scale: int | None, overrides: dict[str, Any]) -> SuperResolutionNet:
+    entry = model_entry(name)
+    key = next(known for known, other in _MODELS.items() if other is entry)
+    scale = entry.scales[0] if scale is None else scale
+    shipped = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    if f"{key}_x{scale}" not in shipped:
+        raise InputError(
+            f"no trained weights of {name} x{scale} come with fastsr, only {', '.join(shipped) or 'none at all'}; "
+            "train them with `fastsr train`, or load a checkpoint with fastsr.load"
+        )
+    if overrides:
+        raise InputError(
+            f"the trained weights of {key} x{scale} fit the network as it is; leave out {', '.join(sorted(overrides))}"
+        )
+    return load(WEIGHTS / f"{key}_x{scale}.safetensors")

@@ -1,0 +1,325 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fastsr
+from fastsr.errors import InputError, TrainingError
+from fastsr.models import SuperResolutionNet, create_model, save
+from fastsr.models.checkpoint import read_state_dict
+from fastsr.train.checkpoint import load_latest, write_state
+from fastsr.train.data import make_loader, open_pairs
+from fastsr.train.processes import Processes
+from fastsr.train.recipe import Compute, Recipe, describe_differences
+from fastsr.train.report import Report
+from fastsr.train.schedule import learning_rate, progress
+from fastsr.train.validate import Validator
+
+__all__ = ["Trainer", "train"]
+
+log = logging.getLogger(__name__)
+_CHARBONNIER = 1e-3  # epsilon, in units of white = 1
+
+
+def train(recipe: Recipe) -> Path:
+    """Trains by a recipe, or continues the run in its folder; returns the folder.
+
+    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
+
+    Raises:
+        InputError: the recipe does not fit the data, the device or the run that is there.
+        CheckpointError: a checkpoint cannot be read or written.
+        TrainingError: the loss is not finite.
+    """
+    compute = recipe.compute
+    with _settings(compute), Processes(compute.device) as processes, _Signals() as signals:
+        torch.manual_seed(recipe.seed)
+        trainer = Trainer(recipe, processes)
+        trainer.resume()
+        trainer.run(signals)
+    return recipe.folder
+
+
+class Trainer:
+    """Everything that a run consists of, on one process."""
+
+    def __init__(self, recipe: Recipe, processes: Processes) -> None:
+        self.recipe, self.processes = recipe, processes
+        share = processes.world * recipe.optimizer.accumulate
+        if recipe.optimizer.batch % share:
+            raise InputError(
+                f"optimizer.batch is {recipe.optimizer.batch}; it must be a multiple of {share}, the number of "
+                "processes times optimizer.accumulate"
+            )
+        self.device = processes.device
+        self.net = _network(recipe).to(self.device)
+        if recipe.data.patch < self.net.min_size:
+            raise InputError(
+                f"data.patch is {recipe.data.patch}; {recipe.model.name} needs at least {self.net.min_size}"
+            )
+        self.validator = Validator(recipe, self.device)
+        self.data = self._open_data()
+        self.optimizer = _optimizer(recipe, self.net)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.compute.precision == "fp16")
+        self.ema = None
+        if recipe.ema is not None:
+            self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        self.step, self.minutes, self.best = 0, 0.0, float("-inf")
+        self.model: nn.Module = self.net
+        if recipe.compute.compile:
+            self.model = torch.compile(self.model)  # type: ignore[assignment]
+        if processes.world > 1:
+            self.model = DistributedDataParallel(self.model)
+
+    def _open_data(self) -> Any:
+        """The first process makes the LR images, then the others find them."""
+        first, recipe = self.processes.first, self.recipe
+        data = open_pairs(recipe.data, recipe.model.scale, recipe.seed, make=first)
+        self.processes.wait()
+        return data
+
+    @property
+    def averaged(self) -> SuperResolutionNet:
+        """The network to validate and to give away."""
+        return self.net if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def state(self) -> dict[str, Any]:
+        """All that a bit-exact continuation needs; collective, because each process has random states of its own."""
+        states = self.processes.gather(torch.get_rng_state())
+        cuda = self.processes.gather(torch.cuda.get_rng_state(self.device)) if self.device.type == "cuda" else []
+        return {
+            "recipe": self.recipe.as_dict(),
+            "step": self.step,
+            "minutes": self.minutes,
+            "best": self.best,
+            "net": self.net.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": states,
+            "random_cuda": cuda,
+            "bad_images": sorted(self.data.bad),
+        }
+
+    def resume(self) -> None:
+        """Continues from the newest whole checkpoint of the run's folder, if there is one.
+
+        Raises:
+            InputError: that run had another recipe.
+        """
+        state = load_latest(self.recipe.folder)
+        if state is None:
+            return
+        different = describe_differences(state["recipe"], self.recipe.as_dict())
+        if different:
+            raise InputError(
+                f"{self.recipe.folder} holds a run of another recipe ({'; '.join(different)}); "
+                "train with the recipe it has, or under another name"
+            )
+        self.net.load_state_dict(state["net"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
+        self.data.bad.update(state["bad_images"])
+        rank = self.processes.rank
+        if rank < len(state["random"]):
+            torch.set_rng_state(state["random"][rank])
+        if self.device.type == "cuda" and rank < len(state["random_cuda"]):
+            torch.cuda.set_rng_state(state["random_cuda"][rank], self.device)
+
+    def run(self, signals: _Signals) -> None:
+        """Trains to the end, or until a signal."""
+        recipe, processes = self.recipe, self.processes
+        started = time.monotonic() - 60 * self.minutes
+        saved = self.step
+        with Report(recipe, processes.first, self.step) as report:
+            batches = iter(self._loader())
+            stop = False  # what all processes agree on; a signal may reach one of them in the middle of a step
+            while self.step < recipe.schedule.steps and not stop:
+                self.minutes = processes.from_first((time.monotonic() - started) / 60)
+                if progress(recipe.schedule, self.step, self.minutes) >= 1:
+                    break
+                rate = learning_rate(recipe.schedule, recipe.optimizer.lr, self.step, self.minutes)
+                loss, stop = self.train_step(batches, rate, signals.stop)
+                self.step += 1
+                report.step(self.step, loss, rate, self.minutes)
+                if self.step % recipe.validation.every == 0:
+                    self.validate(report)
+                if self.step % recipe.saving.every == 0:
+                    self.save()
+                    saved = self.step
+            if saved != self.step or self.step == 0:
+                self.save()
+            if stop:
+                report.say(f"stopped after step {self.step}; the same command continues from {recipe.folder}")
+                return
+            if self.step % recipe.validation.every:
+                self.validate(report)
+            if processes.first:
+                save(self.averaged, recipe.folder / "last.safetensors")
+            report.say(f"done: {self.step} steps in {self.minutes:.1f} minutes; the weights are in {recipe.folder}")
+
+    def train_step(self, batches: Iterator[tuple[Tensor, Tensor]], rate: float, stop: bool) -> tuple[float, bool]:
+        """One step of the optimizer; the mean loss of all processes, and whether one of them was told to stop."""
+        recipe, parts = self.recipe, self.recipe.optimizer.accumulate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in range(parts):
+            lr, hr = (self._to_device(batch) for batch in next(batches))
+            distributed = isinstance(self.model, DistributedDataParallel)
+            wait = self.model.no_sync() if distributed and part < parts - 1 else contextlib.nullcontext()  # type: ignore[operator]
+            with wait:
+                with self._autocast():
+                    sr = self.model(lr)
+                loss = self._loss(sr, hr) / parts
+                value = loss.item()
+                if value != value or abs(value) == float("inf"):
+                    self._keep_batch(lr, hr)
+                self.scaler.scale(loss).backward()
+            total += value
+        self.scaler.unscale_(self.optimizer)
+        if recipe.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
+        loss_mean, stops = self.processes.mean([total, float(stop)])
+        return loss_mean, stops > 0
+
+    def validate(self, report: Report) -> None:
+        """Scores the averaged network on every folder; the first process does, the others wait."""
+        if self.processes.first:
+            scores = self.validator.score(self.averaged)
+            report.validation(self.step, scores)
+            mean = sum(score.psnr for score in scores.values()) / max(len(scores), 1)
+            if scores and mean > self.best:
+                self.best = mean
+                save(self.averaged, self.recipe.folder / "best.safetensors")
+        self.processes.wait()
+
+    def save(self) -> None:
+        state = self.state()
+        if self.processes.first:
+            write_state(self.recipe.folder, self.step, state, self.recipe.saving.keep)
+        self.processes.wait()
+
+    def _loader(self) -> Any:
+        optimizer, processes = self.recipe.optimizer, self.processes
+        return make_loader(
+            self.data,
+            start=self.step,
+            stop=self.recipe.schedule.steps,
+            batch=optimizer.batch,
+            parts=optimizer.accumulate,
+            rank=processes.rank,
+            world=processes.world,
+        )
+
+    def _to_device(self, batch: Tensor) -> Tensor:
+        layout = torch.channels_last if self.recipe.compute.channels_last else torch.contiguous_format
+        batch = batch.to(self.device, non_blocking=True)
+        return batch.to(torch.float32, memory_format=layout).mul_(self.net.input_range / 255)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.recipe.compute.precision)
+        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
+
+    def _loss(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """The mean over a batch, in units of white = 1."""
+        difference = (sr.float() - hr) / self.net.input_range
+        if self.recipe.loss == "charbonnier":
+            return (difference.square() + _CHARBONNIER**2).sqrt().mean()
+        return difference.abs().mean()
+
+    def _keep_batch(self, lr: Tensor, hr: Tensor) -> None:
+        path = self.recipe.folder / f"not_finite_step_{self.step:08d}_process_{self.processes.rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"step": self.step, "lr": lr.cpu(), "hr": hr.cpu(), "net": self.net.state_dict()}, path)
+        raise TrainingError(
+            f"the loss of step {self.step} is not finite; its batch and the weights are in {path}, and the checkpoints "
+            "before it are kept: lower optimizer.lr, set optimizer.clip_norm, or compute in fp32"
+        )
+
+
+def _network(recipe: Recipe) -> SuperResolutionNet:
+    model = recipe.model
+    net = create_model(model.name, scale=model.scale, **model.settings)
+    if model.zero_tail:
+        tail = [module for module in net.modules() if isinstance(module, nn.Conv2d)][-1]
+        nn.init.zeros_(tail.weight)
+        if tail.bias is not None:
+            nn.init.zeros_(tail.bias)
+    if model.warm_start is not None:
+        given, own = read_state_dict(model.warm_start)[0], net.state_dict()
+        fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+        if not fitting:
+            raise InputError(f"model.warm_start {model.warm_start} has no tensor that fits {model.name} x{model.scale}")
+        net.load_state_dict(fitting, strict=False)
+        log.info("warm start: %d of %d tensors are from %s", len(fitting), len(own), model.warm_start)
+    return net.train()
+
+
+def _optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+    settings = recipe.optimizer
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    return kind(net.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+@contextlib.contextmanager
+def _settings(compute: Compute) -> Iterator[None]:
+    """PyTorch's process-wide settings as the recipe wants them, and as they were afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(compute.deterministic)
+    matmul.allow_tf32 = cudnn.allow_tf32 = compute.precision == "tf32"
+    try:
+        with fastsr.backend(compute.backend):
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        matmul.allow_tf32, cudnn.allow_tf32 = tf32
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into a wish to stop; a second Ctrl-C interrupts at once. A context."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._before: dict[int, Any] = {}
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = True
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,216 @@
+"""Runs: they learn, continue to the bit, and survive what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from train_helpers import photographs, tiny
+
+import fastsr
+from fastsr.cli import main
+from fastsr.errors import CheckpointError, InputError, TrainingError
+from fastsr.train import checkpoint, loop, train
+from fastsr.train.checkpoint import list_states, load_latest, read_state
+
+
+def _weights(folder):
+    return fastsr.load(folder / "last.safetensors").state_dict()
+
+
+def _same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_learns_and_reports(tmp_path):
+    val = photographs(tmp_path / "val", 2)
+    recipe = tiny(
+        tmp_path, "schedule.steps=40", "optimizer.lr=0.005", f"validation.hr.val={val}", "validation.every=20"
+    )
+    folder = train(recipe)
+    with (folder / "training.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 20 and losses[-1] < losses[0] / 2
+    with (folder / "validation.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["20", "40"]
+    assert (folder / "pictures" / "val" / "0.png").exists() and (folder / "best.safetensors").exists()
+    assert any((folder / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("extra", [(), ("optimizer.name=adamw", "optimizer.accumulate=2", "optimizer.clip_norm=0.1")])
+def test_continuing_is_exact_to_the_bit(tmp_path, extra):
+    whole = train(tiny(tmp_path, "name=whole", *extra))
+    recipe = tiny(tmp_path, "name=parts", *extra)
+    train(recipe)
+    for path in list_states(recipe.folder)[1:]:  # as after a kill between the checkpoints of steps 3 and 6
+        path.unlink()
+    (recipe.folder / "last.safetensors").unlink()
+    assert load_latest(recipe.folder)["step"] == 3
+    train(recipe)
+    assert _same(_weights(whole), _weights(recipe.folder))
+    one, two = (read_state(list_states(folder)[-1]) for folder in (whole, recipe.folder))
+    assert _same(one["net"], two["net"]) and _same(one["ema"], two["ema"])
+    assert all(torch.equal(a, b) for a, b in zip(one["random"], two["random"], strict=True))
+    for index, moments in one["optimizer"]["state"].items():
+        assert all(torch.equal(moments[key], two["optimizer"]["state"][index][key]) for key in moments)
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
+    one = _weights(train(tiny(tmp_path, "name=one", "schedule.steps=2")))
+    parts = _weights(train(tiny(tmp_path, "name=parts", "schedule.steps=2", "optimizer.accumulate=4")))
+    for key in one:
+        torch.testing.assert_close(parts[key], one[key], rtol=0, atol=2e-5)
+
+
+def test_a_damaged_last_checkpoint_falls_back(tmp_path, caplog):
+    recipe = tiny(tmp_path)
+    train(recipe)
+    last = list_states(recipe.folder)[-1]
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(bytes(data))
+    assert load_latest(recipe.folder)["step"] == 3
+    assert "step_00000006.state is damaged" in caplog.text
+    for path in list_states(recipe.folder):
+        path.write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="none of the 2"):
+        train(recipe)
+
+
+def test_another_recipe_is_refused(tmp_path):
+    train(tiny(tmp_path))
+    with pytest.raises(InputError, match=r"optimizer.lr: 0.001 -> 0.5"):
+        train(tiny(tmp_path, "optimizer.lr=0.5"))
+
+
+def test_rotation(tmp_path):
+    recipe = tiny(tmp_path, "saving.every=1", "saving.keep=2")
+    train(recipe)
+    assert [path.name for path in list_states(recipe.folder)] == ["step_00000005.state", "step_00000006.state"]
+
+
+def test_a_full_disk_is_reported_and_the_state_survives(tmp_path, monkeypatch):
+    recipe = tiny(tmp_path)
+
+    def full(_):
+        if list_states(recipe.folder):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(recipe)
+    assert load_latest(recipe.folder)["step"] == 3
+    assert not list(recipe.folder.glob(".*.tmp"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch):
+    recipe = tiny(tmp_path)
+    losses = iter([1.0, 1.0, 1.0, 1.0, float("nan")])
+    true_loss = loop.Trainer._loss
+    monkeypatch.setattr(loop.Trainer, "_loss", lambda self, sr, hr: true_loss(self, sr, hr) * next(losses))
+    with pytest.raises(TrainingError, match="step 4 is not finite"):
+        train(recipe)
+    kept = torch.load(next(recipe.folder.glob("not_finite_*.pt")), weights_only=True)
+    assert kept["step"] == 4 and kept["hr"].shape == (4, 3, 32, 32)
+    assert load_latest(recipe.folder)["step"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_0(tmp_path, number):
+    recipe = tiny(tmp_path, "schedule.steps=1000000", "saving.every=1000000")
+    (tmp_path / "run.yaml").write_text(recipe.as_yaml())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")], stdout=subprocess.PIPE, text=True
+    )
+    table = recipe.folder / "training.csv"
+    for _ in range(600):
+        if table.exists() and table.read_text().count("\n") > 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped after step" in out
+    assert load_latest(recipe.folder)["step"] >= 4
+
+
+def test_two_processes_give_the_result_of_one(tmp_path):
+    one = tiny(tmp_path, "name=one")
+    two = tiny(tmp_path, "name=two")
+    (tmp_path / "two.yaml").write_text(two.as_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastsr"]
+    done = subprocess.run(
+        [*command, "train", str(tmp_path / "two.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    train(one)
+    alone, together = _weights(one.folder), _weights(two.folder)
+    for key in alone:
+        torch.testing.assert_close(together[key], alone[key], rtol=0, atol=2e-5)
+    assert len(read_state(list_states(two.folder)[-1])["random"]) == 2
+
+
+@pytest.mark.parametrize("name", ["mlrn", "alkdnet"])
+def test_fused_and_reference_training_stay_together(tmp_path, cpu_kernels, name):
+    losses = {}
+    for backend in ("auto", "reference"):
+        recipe = tiny(
+            tmp_path, f"name={backend}", f"model.name={name}", f"compute.backend={backend}", "schedule.steps=50",
+            "log_every=1",
+        )  # fmt: skip
+        with (train(recipe) / "training.csv").open() as file:
+            losses[backend] = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses["auto"]) == 50
+    torch.testing.assert_close(losses["auto"], losses["reference"], rtol=2e-3, atol=0)
+
+
+def test_warm_start_takes_what_fits(tmp_path):
+    first = train(tiny(tmp_path))
+    recipe = tiny(
+        tmp_path, "name=warm", "model.scale=3", f"model.warm_start={first / 'last.safetensors'}", "data.patch=13"
+    )
+    net, given = loop._network(recipe), _weights(first)
+    assert torch.equal(net.conv_1.weight, given["conv_1.weight"])
+    assert net.upsampler[0].weight.shape[0] == 27
+    with pytest.raises(CheckpointError, match="does not exist"):
+        loop._network(tiny(tmp_path, "model.warm_start=nowhere.pth"))
+
+
+def test_bfloat16(tmp_path):
+    folder = train(tiny(tmp_path, "compute.precision=bf16"))
+    assert all(value.isfinite().all() for value in _weights(folder).values())
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("validation.hr.val=nowhere", "nowhere is not a folder"),
+        ("optimizer.accumulate=3", "must be a multiple of 3"),
+        ("compute.device=abacus", "compute.device='abacus' cannot be used"),
+        ("data.patch=8", "mlrn needs at least"),
+        ("model.name=mlrm", "did you mean 'mlrn'"),
+    ],
+)
+def test_bad_input_exits_2_with_one_sentence(tmp_path, capsys, override, message):
+    (tmp_path / "run.yaml").write_text(tiny(tmp_path).as_yaml())
+    assert main(["train", str(tmp_path / "run.yaml"), override]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.count("\n") == 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_list_and_show(capsys):
+    assert main(["train", "--list"]) == 0
+    assert "alkdnet_x4" in capsys.readouterr().out
+    assert main(["train", "--show", "mlrn_x2", "optimizer.lr=2e-4"]) == 0
+    assert "lr: 0.0002" in capsys.readouterr().out
+    assert main(["train"]) == 2

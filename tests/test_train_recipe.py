@@ -1,0 +1,81 @@
+"""Recipes: strict keys, overrides, what ships, and the schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from train_helpers import tiny
+
+from fastsr.errors import InputError
+from fastsr.models import create_model
+from fastsr.train.recipe import Schedule, describe_differences, load_recipe, shipped_recipes
+from fastsr.train.schedule import learning_rate
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_load_and_name_networks(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    net = create_model(recipe.model.name, scale=recipe.model.scale, **recipe.model.settings)
+    assert net.scale == recipe.model.scale and recipe.data.patch >= net.min_size
+    assert f"x{net.scale}" in name
+
+
+def test_the_papers_settings():
+    alkdnet, mlrn = load_recipe("alkdnet_x2"), load_recipe("mlrn_x4")
+    assert (alkdnet.optimizer.lr, alkdnet.optimizer.batch, alkdnet.data.patch) == (1e-3, 64, 48)
+    assert (alkdnet.schedule.steps, alkdnet.schedule.min_lr) == (1_000_000, 1e-7)
+    assert mlrn.optimizer.betas == (0.9, 0.99) and mlrn.data.patch * mlrn.model.scale == 256
+    assert learning_rate(mlrn.schedule, 5e-4, 400_000) == pytest.approx(1.25e-4)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimiser.lr=1", "unknown key optimiser; did you mean optimizer"),
+        ("data.pach=3", "unknown key data.pach; did you mean data.patch"),
+        ("data.patch=big", "data.patch: Expected `int`, got `str`"),
+        ("data.patch=0", "data.patch"),
+        ("schedule.name=step", "schedule.every is missing"),
+        ("schedule.warmup=6", "it must be shorter"),
+        ("validation.lr.a=b", "validation.lr names a"),
+        ("name=a/b", "one plain name"),
+        ("patch", "overrides nothing"),
+        ("data.patch.x=1", "not a section"),
+        ("data=[1", "not YAML"),
+    ],
+)
+def test_bad_recipes(tmp_path, override, message):
+    overrides = ["data.patch=16", override] if override.startswith("data.patch.x") else [override]
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        tiny(tmp_path, *overrides)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'mlrn_x2_cpu'"):
+        load_recipe("mlrn_x2_cpuu")
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path):
+    assert tiny(tmp_path, "optimizer.lr=1e-4").optimizer.lr == 1e-4  # YAML 1.1 reads 1e-4 as text
+
+
+def test_cosine():
+    schedule = Schedule(steps=110, warmup=10, min_lr=0.1)
+    rates = [learning_rate(schedule, 1.0, step) for step in range(110)]
+    assert rates[0] == pytest.approx(1 / 11) and rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.1 < rates[-1] < 0.101
+
+
+def test_minutes_take_over_when_they_are_further_on():
+    schedule = Schedule(steps=100, min_lr=0.0, max_minutes=10.0)
+    assert learning_rate(schedule, 1.0, 1, 5.0) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
+    assert learning_rate(schedule, 1.0, 50, 1.0) == pytest.approx(0.5)
+
+
+def test_differences_leave_out_what_cannot_change_weights(tmp_path):
+    old = tiny(tmp_path)
+    new = tiny(tmp_path, "optimizer.lr=0.5", "saving.keep=9", "data.workers=3", "log_every=7")
+    assert describe_differences(old.as_dict(), new.as_dict()) == ["optimizer.lr: 0.001 -> 0.5"]
