@@ -129,12 +129,15 @@ def test_a_signal_saves_and_exits_0(tmp_path, number):
         [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")], stdout=subprocess.PIPE, text=True
     )
     table = recipe.folder / "training.csv"
-    for _ in range(600):
-        if table.exists() and table.read_text().count("\n") > 2:
-            break
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
+    try:
+        for _ in range(2400):
+            if process.poll() is not None or (table.exists() and table.read_text().count("\n") > 2):
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 0 and "stopped after step" in out
     assert load_latest(recipe.folder)["step"] >= 4
 
