@@ -109,10 +109,18 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
     return y.contiguous() if x.is_contiguous() else y
 
 
-def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
-    """act(conv1x1(cat(inputs, 1))): a 1x1 convolution of several maps as if they were concatenated."""
+def pointwise(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    activation: Activation = "none",
+) -> Tensor:
+    """act(conv1x1(cat(inputs, 1)) + shortcut): a 1x1 convolution of several maps as if they were concatenated."""
     x = inputs[0] if len(inputs) == 1 else torch.cat(tuple(inputs), 1)
-    return activate(F.conv2d(x, weight, bias), activation)
+    y = F.conv2d(x, weight, bias)
+    return activate(y if shortcut is None else y + shortcut, activation)
 
 
 def bsconv(

@@ -29,7 +29,9 @@ SHAPES = [
 ]
 
 
-def function(activation: str) -> Callable[..., Tensor]:
+def function(activation: str, shortcut: bool = False) -> Callable[..., Tensor]:
+    if shortcut:
+        return lambda w, b, added, *maps: ops.pointwise(maps, w, b, shortcut=added, activation=activation)
     return lambda w, b, *maps: ops.pointwise(maps, w, b, activation=activation)
 
 
@@ -54,6 +56,18 @@ def test_error_is_within_twice_that_of_pytorch(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_reads_every_layout(layout: str, dtype: torch.dtype) -> None:
     assert_twice_rule(function("gelu"), case((32, 7), 24, 2, 6, 11, layout, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "activation"), [(s, ACTIVATIONS[i % 3]) for i, s in enumerate(SHAPES)], ids=str)
+def test_with_a_shortcut(
+    cpu_isa: str, shape: tuple[tuple[int, ...], int, int, int, int], activation: str, dtype: torch.dtype
+) -> None:
+    w, b, *maps = case(*shape, dtype=dtype)
+    _, out, n, h, width = shape
+    for layout in ("nhwc", "nchw", "channel_slice"):
+        added = feature_map((n, out, h, width), layout, dtype, seed=9)
+        assert_twice_rule(function(activation, shortcut=True), [w, b, added, *maps])
 
 
 def test_a_larger_map_is_within_twice_the_error() -> None:
@@ -101,12 +115,15 @@ def test_nan_and_infinity_stay_in_their_pixel() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_opcheck(layout: str) -> None:
     w, b, x, y = (t.requires_grad_() for t in case((3, 5), 4, 2, 3, 5, layout))
-    torch.library.opcheck(torch.ops.fastsr.pointwise.default, ([x, y], w, b, 1))
+    torch.library.opcheck(torch.ops.fastsr.pointwise.default, ([x, y], w, b, None, 1))
     grad = feature_map((2, 4, 3, 5), layout)
+    added = feature_map((2, 4, 3, 5), "nhwc", seed=5).requires_grad_()
+    for activation in (0, 1):
+        torch.library.opcheck(torch.ops.fastsr.pointwise.default, ([x, y], w, b, added, activation))
     maps = [x.detach(), y.detach()]
     torch.library.opcheck(
         torch.ops.fastsr.pointwise_backward.default,
-        (grad, maps, w.detach(), b.detach(), 1),
+        (grad, maps, w.detach(), b.detach(), None, 1),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -129,6 +146,8 @@ def test_bad_input_is_named() -> None:
         ops.pointwise((x, y.bfloat16()), w, b)
     with pytest.raises(fastsr.InputError, match="weight has shape"):
         ops.pointwise((x,), w, b)
+    with pytest.raises(fastsr.InputError, match="shortcut has shape"):
+        ops.pointwise((x, y), w, b, shortcut=x)
     with pytest.raises(fastsr.InputError, match="activation is 'relu'"):
         ops.pointwise((x, y), w, b, activation="relu")  # type: ignore[arg-type]
 
@@ -137,10 +156,17 @@ def test_a_direct_call_with_wrong_shapes_raises() -> None:
     w, b, x, y = case((3, 5), 4, 2, 3, 5)
     grad = feature_map((2, 4, 3, 5), "nhwc")
     forward, backward = torch.ops.fastsr.pointwise, torch.ops.fastsr.pointwise_backward
-    for bad in (([], w, b, 0), ([x], w, b, 0), ([x, y[..., 1:]], w, b, 0), ([x, y], w, b[1:], 0), ([x, y], w, b, 9)):
+    for bad in (
+        ([], w, b, None, 0),
+        ([x], w, b, None, 0),
+        ([x, y[..., 1:]], w, b, None, 0),
+        ([x, y], w, b[1:], None, 0),
+        ([x, y], w, b, None, 9),
+        ([x, y], w, b, grad[:, 1:], 0),
+    ):
         with pytest.raises(RuntimeError, match="pointwise"):
             forward(*bad)
     with pytest.raises(RuntimeError, match="differ in dtype"):
-        forward([x, y.half()], w, b, 0)
-    with pytest.raises(RuntimeError, match="grad has not the shape"):
-        backward(grad[:, 1:], [x, y], w, b, 0)
+        forward([x, y.half()], w, b, None, 0)
+    with pytest.raises(RuntimeError, match="grad is"):
+        backward(grad[:, 1:], [x, y], w, b, None, 0)

@@ -1,10 +1,13 @@
-// fastsr::pointwise and its backward on the CPU: act(conv1x1(concatenation of several maps)) without concatenating.
+// fastsr::pointwise and its backward on the CPU: act(conv1x1(concatenation of several maps) + shortcut) without
+// concatenating.
 //
-//   pre = W x + b with x the maps' channels one after another,  y = act(pre)
-//   g = grad * act'(pre),  dx_i = W_i^T g,  dW = sum over pixels of g x^T,  db = sum over pixels of g
+//   pre = W x + b + shortcut with x the maps' channels one after another,  y = act(pre)
+//   g = grad * act'(pre) = d_shortcut,  dx_i = W_i^T g,  dW = sum over pixels of g x^T,  db = sum over pixels of g
 //
 // Every map is a segment of the matrix product's inner loop (isa/rows.h). The backward recomputes pre, strip by strip
 // of a row, so that g and the maps' pixels are in the first-level cache for all three products.
+#include <optional>
+
 #include "rows.h"
 
 namespace fastsr::cpu {
@@ -18,7 +21,17 @@ struct Shape {
   int64_t rows() const { return n * h; }
 };
 
-Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, int64_t activation) {
+// `t` must fit the output.
+void check_like_output(const Tensor& t, const Tensor& x, const Shape& s, const char* name) {
+  check_feature_map(kOp, t, name);
+  check_same_dtype(kOp, x, t, name);
+  STD_TORCH_CHECK(t.size(0) == s.n && t.size(1) == s.out_channels && t.size(2) == s.h && t.size(3) == s.w, kOp, ": ",
+                  name, " is [", t.size(0), ", ", t.size(1), ", ", t.size(2), ", ", t.size(3), "]; pass [", s.n, ", ",
+                  s.out_channels, ", ", s.h, ", ", s.w, "]");
+}
+
+Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+            const std::optional<Tensor>& shortcut, int64_t activation) {
   STD_TORCH_CHECK(!inputs.empty(), kOp, ": no input; pass at least one map");
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation is ", activation, "; pass 0, 1 or 2");
   check_feature_map(kOp, inputs[0], "an input");
@@ -33,6 +46,8 @@ Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, int64_t act
   STD_TORCH_CHECK(weight.dim() == 4, kOp, ": weight has ", weight.dim(), " dimensions; pass 4");
   s.out_channels = weight.size(0);
   check_weight(kOp, weight, {s.out_channels, s.in_channels, 1, 1}, "weight");
+  check_vector(kOp, bias, s.out_channels, "bias");
+  if (shortcut) check_like_output(*shortcut, inputs[0], s, "shortcut");
   return s;
 }
 
@@ -65,16 +80,18 @@ Buffer<float> pack(const Tensor& weight, const Shape& s) {
 struct ForwardScratch;
 struct BackwardScratch;
 
-Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias, int64_t activation) {
-  const Shape s = check(inputs, weight, activation);
-  check_vector(kOp, bias, s.out_channels, "bias");
+Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+                 const std::optional<Tensor>& shortcut, int64_t activation) {
+  const Shape s = check(inputs, weight, bias, shortcut, activation);
   MapWriter y(kOp, inputs[0], {s.n, s.out_channels, s.h, s.w});
   const std::vector<MapReader> maps = readers(inputs);
   const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  std::optional<MapReader> added;
+  if (shortcut) added.emplace(kOp, *shortcut);
   const RowKernels& k = kernels().rows;
   const int64_t columns = padded_channels(s.out_channels);
   parallel_rows(s.rows(), s.w, [&](int64_t first, int64_t last) {
-    float* memory = thread_scratch<float, ForwardScratch>(scratch_of(maps) + kStrip * columns);
+    float* memory = thread_scratch<float, ForwardScratch>(scratch_of(maps) + 2 * kStrip * columns);
     std::vector<RowSegment> segments(maps.size());
     for (int64_t row = first; row < last; ++row)
       over_strips(s.w, kStrip, [&](int64_t x, int64_t pixels) {
@@ -83,24 +100,25 @@ Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const 
         read(maps, n, h, x, pixels, sections, segments);
         int64_t stride;
         float* out = y.target(n, h, x, sections.take(kStrip * columns), stride);
+        const FloatRow addend =
+            added ? added->row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
         k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w.get(), columns, b.get(), activation, out,
-                stride, s.out_channels});
+                stride, s.out_channels, addend.data, addend.stride});
         y.write(n, h, x, pixels, out, stride);
       });
   });
   return y.finish();
 }
 
-std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor& grad,
-                                                                   const std::vector<Tensor>& inputs,
-                                                                   const Tensor& weight, const Tensor& bias,
-                                                                   int64_t activation) {
-  const Shape s = check(inputs, weight, activation);
-  check_vector(kOp, bias, s.out_channels, "bias");
-  check_feature_map(kOp, grad, "grad");
-  check_same_dtype(kOp, inputs[0], grad, "grad");
-  STD_TORCH_CHECK(grad.size(0) == s.n && grad.size(1) == s.out_channels && grad.size(2) == s.h && grad.size(3) == s.w,
-                  kOp, ": grad has not the shape of the output");
+// Gradients of the inputs, weight, bias and shortcut. Without activation the last is the gradient itself, and without a
+// shortcut there is none: then it is returned empty.
+std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const Tensor& grad,
+                                                                           const std::vector<Tensor>& inputs,
+                                                                           const Tensor& weight, const Tensor& bias,
+                                                                           const std::optional<Tensor>& shortcut,
+                                                                           int64_t activation) {
+  const Shape s = check(inputs, weight, bias, shortcut, activation);
+  check_like_output(grad, inputs[0], s, "grad");
   const std::vector<MapReader> maps = readers(inputs);
   const MapReader g_map(kOp, grad);
   const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
@@ -119,10 +137,16 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor&
     first_channel += x.size(1);
     widest = std::max(widest, dx.back().scratch(kStrip));
   }
+  std::optional<MapReader> added;
+  std::optional<MapWriter> d_shortcut;
+  if (shortcut && activation != 0) {
+    added.emplace(kOp, *shortcut);
+    d_shortcut.emplace(kOp, inputs[0], std::array<int64_t, 4>{s.n, s.out_channels, s.h, s.w});
+  }
 
   RangeSums sums(s.rows(), (s.in_channels + 1) * columns);
   sums.run([&](int64_t first, int64_t last, float* total) {
-    float* memory = thread_scratch<float, BackwardScratch>(scratch_of(maps) + 2 * kStrip * columns + widest);
+    float* memory = thread_scratch<float, BackwardScratch>(scratch_of(maps) + 3 * kStrip * columns + widest);
     std::vector<RowSegment> segments(maps.size());
     for (int64_t row = first; row < last; ++row)
       over_strips(s.w, kStrip, [&](int64_t x, int64_t pixels) {
@@ -132,9 +156,13 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor&
         FloatRow g = g_map.padded_row(n, h, x, pixels, sections.take(kStrip * columns));
         if (activation != 0) {
           float* pre = sections.take(kStrip * columns);
-          k.gemm({segments.data(), count, pixels, w.get(), columns, b.get(), 0, pre, columns, columns});
+          const FloatRow addend =
+              added ? added->padded_row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
+          k.gemm({segments.data(), count, pixels, w.get(), columns, b.get(), 0, pre, columns, columns, addend.data,
+                  addend.stride});
           k.activation_grad(activation, g.data, g.stride, pre, pre, pixels, columns);
           g = {pre, columns};
+          if (d_shortcut) d_shortcut->write(n, h, x, pixels, pre, columns);
         }
         k.outer({segments.data(), count, pixels, g.data, g.stride, columns, total});
         k.sum(g.data, g.stride, pixels, columns, total + s.in_channels * columns);
@@ -154,7 +182,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> pointwise_backward(const Tensor&
   for (MapWriter& d : dx) d_inputs.push_back(d.finish());
   return {d_inputs,
           parameter_gradient(weight, [&](int64_t i) { return total[i % s.in_channels * columns + i / s.in_channels]; }),
-          parameter_gradient(bias, [&](int64_t i) { return total[s.in_channels * columns + i]; })};
+          parameter_gradient(bias, [&](int64_t i) { return total[s.in_channels * columns + i]; }),
+          d_shortcut ? d_shortcut->finish() : torch::stable::new_empty(grad, {0})};
 }
 
 }  // namespace

@@ -8,8 +8,9 @@ from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
+from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
-from fastsr.ops.pointwise import pointwise
+from fastsr.ops.pointwise import adds_up, pointwise
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -17,6 +18,7 @@ __all__ = [
     "ALKConvWeights",
     "BlueprintESAWeights",
     "PlainESAWeights",
+    "adds_up",
     "alk_conv",
     "alk_stage",
     "bsconv",
@@ -24,6 +26,7 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "mixer_block",
     "output_format",
     "pack_alk_conv",
     "pack_conv3x3_gelu",

@@ -16,31 +16,39 @@ from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
 
 
-def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, activation: int) -> Tensor:
+def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
     return empty_map(inputs[0], weight.shape[0])
 
 
 def _fake_backward(
-    grad: Tensor, inputs: list[Tensor], weight: Tensor, bias: Tensor, activation: int
-) -> tuple[list[Tensor], Tensor, Tensor]:
+    grad: Tensor, inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     d_inputs = [empty_map(x, x.shape[1]) for x in inputs]
-    return d_inputs, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    has_own_gradient = shortcut is not None and activation != 0
+    d_shortcut = empty_map(inputs[0], weight.shape[0]) if has_own_gradient else grad.new_empty(0)
+    return d_inputs, weight.new_empty(weight.shape), bias.new_empty(bias.shape), d_shortcut
 
 
-def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, int], output: Tensor) -> None:
-    maps, weight, bias, ctx.activation = inputs
-    ctx.save_for_backward(*maps, weight, bias)
+def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+    maps, weight, bias, shortcut, ctx.activation = inputs
+    ctx.has_shortcut = shortcut is not None
+    # Without an activation the derivative does not depend on the shortcut.
+    ctx.save_for_backward(weight, bias, shortcut if ctx.activation else None, *maps)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, None]:
-    *maps, weight, bias = ctx.saved_tensors
-    return (*torch.ops.fastsr.pointwise_backward(grad, maps, weight, bias, ctx.activation), None)
+def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
+    weight, bias, shortcut, *maps = ctx.saved_tensors
+    *gradients, d_shortcut = torch.ops.fastsr.pointwise_backward(grad, maps, weight, bias, shortcut, ctx.activation)
+    if not ctx.has_shortcut:
+        return (*gradients, None, None)
+    return (*gradients, d_shortcut if ctx.activation else grad, None)
 
 
 define(
     "pointwise",
-    "(Tensor[] inputs, Tensor weight, Tensor bias, int activation) -> Tensor",
-    "(Tensor grad, Tensor[] inputs, Tensor weight, Tensor bias, int activation) -> (Tensor[], Tensor, Tensor)",
+    "(Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) -> Tensor",
+    "(Tensor grad, Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) "
+    "-> (Tensor[], Tensor, Tensor, Tensor)",
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -50,12 +58,28 @@ register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
 
 
-def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activation: Activation = "none") -> Tensor:
-    """act(conv1x1(cat(inputs, 1))), read from the maps themselves: nothing is concatenated.
+def adds_up(x: Tensor) -> bool:
+    """Whether maps like `x` may be summed over several calls by `shortcut`, to free them earlier.
+
+    On the CPU, in float32 and without autograd, which would keep them anyway. In half precision every call rounds.
+    """
+    return not torch.is_grad_enabled() and x.dtype == torch.float32 and select("pointwise", x) == "cpu"
+
+
+def pointwise(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    activation: Activation = "none",
+) -> Tensor:
+    """act(conv1x1(cat(inputs, 1)) + shortcut), read from the maps themselves: nothing is concatenated.
 
     Args:
         inputs: one or more [N, C_i, H, W] maps of one dtype.
         weight, bias: [K, sum of C_i, 1, 1] and [K].
+        shortcut: [N, K, H, W] added before the activation, or None.
         activation: "none", "gelu" or "leaky_relu" (slope 0.05).
 
     Returns:
@@ -80,7 +104,9 @@ def pointwise(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, *, activat
     _checks.weight("pointwise", first, weight, "weight", (None, sum(x.shape[1] for x in inputs), 1, 1))
     _checks.weight("pointwise", first, bias, "bias", (weight.shape[0],))
     _checks.choice("pointwise", activation, "activation", _checks.ACTIVATIONS)
+    if shortcut is not None:
+        _checks.shortcut("pointwise", first, shortcut, (first.shape[0], weight.shape[0], *first.shape[2:]))
     mixed = any(x.dtype != first.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
     if mixed or select("pointwise", first) == "reference":
-        return reference.pointwise(inputs, weight, bias, activation=activation)
-    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, _checks.ACTIVATIONS.index(activation))
+        return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
+    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, _checks.ACTIVATIONS.index(activation))

@@ -65,12 +65,14 @@ CASES: list[Case] = [
         lambda k: k.pixel_norm_backward(patches(), patches(), weight(64), 1e-6),
         stack=64,
     ),
-    Case("pointwise_c5", "pointwise", lambda k: k.pointwise([image(32)] * 4, weight(64, 128, 1, 1), weight(64), 0)),
-    Case("pointwise_c1", "pointwise", lambda k: k.pointwise([image()] * 8, weight(64, 512, 1, 1), weight(64), 1)),
+    Case(
+        "pointwise_c5", "pointwise", lambda k: k.pointwise([image(32)] * 4, weight(64, 128, 1, 1), weight(64), None, 0)
+    ),
+    Case("pointwise_c1", "pointwise", lambda k: k.pointwise([image()] * 8, weight(64, 512, 1, 1), weight(64), None, 1)),
     Case(
         "pointwise_backward",
         "pointwise",
-        lambda k: k.pointwise_backward(patches(), [patches(32)] * 2, weight(64, 64, 1, 1), weight(64), 1),
+        lambda k: k.pointwise_backward(patches(), [patches(32)] * 2, weight(64, 64, 1, 1), weight(64), None, 1),
         stack=64,
     ),
     Case(

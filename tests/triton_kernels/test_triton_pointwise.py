@@ -90,9 +90,9 @@ def test_nan_stays_in_its_pixel() -> None:
 def test_opcheck() -> None:
     w, b, x, y = (moved(t, DEVICE).requires_grad_() for t in case((3, 5), 4, 2, 3, 5))
     grad = moved(feature_map((2, 4, 3, 5), "nhwc"), DEVICE)
-    backward = (grad, [x.detach(), y.detach()], w.detach(), b.detach(), 1)
+    backward = (grad, [x.detach(), y.detach()], w.detach(), b.detach(), None, 1)
     with fastsr.backend("triton"):
-        torch.library.opcheck(torch.ops.fastsr.pointwise.default, ([x, y], w, b, 1))
+        torch.library.opcheck(torch.ops.fastsr.pointwise.default, ([x, y], w, b, None, 1))
         torch.library.opcheck(
             torch.ops.fastsr.pointwise_backward.default, backward, test_utils=("test_schema", "test_faketensor")
         )

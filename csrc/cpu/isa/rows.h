@@ -18,9 +18,9 @@ struct RowSegment {
   int64_t stride, k;
 };
 
-// y[p][n] = act(bias[n] + sum over segments s and k of s.x[p * s.stride + k] * weight[row][n]), the rows of `weight`
-// counted through all segments. A convolution is this with one segment per kernel row, a 1x1 convolution of several
-// maps with one per map.
+// y[p][n] = act(bias[n] + shortcut[p][n] + sum over segments s and k of s.x[p * s.stride + k] * weight[row][n]), the
+// rows of `weight` counted through all segments. A convolution is this with one segment per kernel row, a 1x1
+// convolution of several maps with one per map.
 struct RowGemm {
   const RowSegment* segments;
   int64_t segment_count, pixels;
@@ -29,7 +29,9 @@ struct RowGemm {
   const float* bias;   // [columns] or null
   int64_t activation;  // as in math.inl
   float* y;
-  int64_t y_stride, channels;  // channels <= columns are written
+  int64_t y_stride, channels;       // channels <= columns are written
+  const float* shortcut = nullptr;  // channels of it are read
+  int64_t shortcut_stride = 0;
 };
 
 // sum[row][n] += sum over p of s.x[p * s.stride + k] * g[p * g_stride + n]: the gradient of RowGemm's weight.
@@ -53,6 +55,8 @@ struct RowKernels {
   void (*outer)(const RowOuter&);
   // sum[n] += sum over p of g[p * stride + n], n < columns.
   void (*sum)(const float* g, int64_t stride, int64_t pixels, int64_t columns, float* sum);
+  // y[i] = act(x[i]), i < count.
+  void (*activation)(int64_t activation, const float* x, float* y, int64_t count);
   // g[p][n] = grad[p][n] * act'(pre[p][n]), all [pixels][columns], grad with its own stride. g may be pre.
   void (*activation_grad)(int64_t activation, const float* grad, int64_t grad_stride, const float* pre, float* g,
                           int64_t pixels, int64_t columns);

@@ -48,8 +48,8 @@ FASTSR_INLINE RowChunk next_chunk(const RowGemm& a, int64_t& s, int64_t& offset)
   return chunk;
 }
 
-// Adds a chunk's sum to partial[M][V], if there is one, or else to the bias; leaves it in partial unless it is the
-// last.
+// Adds a chunk's sum to partial[M][V], if there is one, or else to bias and shortcut; leaves it in partial unless it is
+// the last.
 template <int M, int V>
 __attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& chunk, const float* w, int64_t pixel,
                                              int64_t column, float* partial, bool first, bool last) {
@@ -80,8 +80,15 @@ __attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& c
       for (int m = 0; m < M; ++m) acc[m][v] += b;
     }
   }
-  float* y = a.y + pixel * a.y_stride + column;
   const int64_t left = a.channels - column;
+  if (first && a.shortcut) {
+    const float* s = a.shortcut + pixel * a.shortcut_stride + column;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[m][v] += load_first(s + m * a.shortcut_stride + v * kLanes, left - v * kLanes);
+  }
+  float* y = a.y + pixel * a.y_stride + column;
   if (last && a.activation == 0 && left >= V * kLanes) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
@@ -209,6 +216,12 @@ void row_sum(const float* g, int64_t stride, int64_t pixels, int64_t columns, fl
   }
 }
 
+void row_activation(int64_t activation, const float* x, float* y, int64_t count) {
+  with_activation(activation, [&](auto kind) {
+    over_parts(count, [&](int64_t i, auto part) { store_as(part, y + i, activate<kind.value>(load_as(part, x + i))); });
+  });
+}
+
 void row_activation_grad(int64_t activation, const float* grad, int64_t grad_stride, const float* pre, float* g,
                          int64_t pixels, int64_t columns) {
   with_activation(activation, [&](auto kind) {
@@ -237,6 +250,7 @@ constexpr RowKernels row_kernels() {
   return {&row_gemm,
           &row_outer,
           &row_sum,
+          &row_activation,
           &row_activation_grad,
           {&row_load<float>, &row_store<float>},
           {&row_load<Half>, &row_store<Half>},
