@@ -116,10 +116,10 @@ std::vector<double> contrast_of(const double* moments, int64_t channels) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight,
-                                    const Tensor& du0_bias, const Tensor& du2_weight, const Tensor& du2_bias,
-                                    const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
-                                    double eps) {
+// Fills y and returns the statistics.
+Tensor forward(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight, const Tensor& du0_bias,
+               const Tensor& du2_weight, const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
+               const std::optional<Tensor>& norm_bias, double eps, MapWriter& y) {
   const Shape s = check(x, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight);
   check_same_shape(kOp, x, shortcut, "shortcut");
   check_same_dtype(kOp, x, shortcut, "shortcut");
@@ -127,11 +127,10 @@ std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, con
                   ": only one of norm_weight and norm_bias is given; pass both or neither");
   if (norm_bias) check_vector(kOp, *norm_bias, s.c, "norm_bias");
   const MapReader x_map(kOp, x), shortcut_map(kOp, shortcut);
-  MapWriter y(kOp, x, {s.n, s.c, s.h, s.w});
   Tensor statistics = torch::stable::new_empty(x, {s.n, 2, s.c}, ScalarType::Double);
   if (x.numel() == 0) {
     torch::stable::zero_(statistics);
-    return {y.finish(), statistics};
+    return statistics;
   }
   const std::vector<double> m = moments(s, x_map);
   std::copy(m.begin(), m.end(), static_cast<double*>(statistics.mutable_data_ptr()));
@@ -158,7 +157,26 @@ std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, con
         y.write(n, h, w, pixels, out, stride);
       });
   });
+  return statistics;
+}
+
+std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight,
+                                    const Tensor& du0_bias, const Tensor& du2_weight, const Tensor& du2_bias,
+                                    const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                                    double eps) {
+  check_feature_map(kOp, x, "x");
+  MapWriter y(kOp, x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  const Tensor statistics =
+      forward(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps, y);
   return {y.finish(), statistics};
+}
+
+void cca_norm_over(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight, const Tensor& du0_bias,
+                   const Tensor& du2_weight, const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
+                   const std::optional<Tensor>& norm_bias, double eps) {
+  check_feature_map(kOp, x, "x");
+  MapWriter y(kOp, x);
+  forward(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps, y);
 }
 
 // What the attention passes on, for all images: gradients of its parameters, and of each x through its moments.
@@ -291,5 +309,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("cca_norm", TORCH_BOX(&fastsr::cpu::cca_norm));
+  m.impl("cca_norm_", TORCH_BOX(&fastsr::cpu::cca_norm_over));
   m.impl("cca_norm_backward", TORCH_BOX(&fastsr::cpu::cca_norm_backward));
 }

@@ -1,6 +1,10 @@
 // The dense 3x3 convolution behind conv3x3_gelu and upsample.
 #include "conv3x3.h"
 
+#include <optional>
+
+#include "rows.h"
+
 namespace fastsr::cpu {
 namespace {
 
@@ -36,8 +40,31 @@ PackedConv3x3 pack_conv3x3(const Tensor& weight, const Tensor* bias, int64_t h, 
   return packed;
 }
 
+Buffer<float> conv3x3_output_gradient(const Tensor& grad, const Tensor* pre, int64_t activation) {
+  const int64_t n = grad.size(0), k = grad.size(1), h = grad.size(2), w = grad.size(3), columns = padded_channels(k);
+  Buffer<float> g = make_buffer<float>(n * h * w * columns);
+  const MapReader dy("conv3x3", grad);
+  std::optional<MapReader> argument;
+  if (pre) argument.emplace("conv3x3", *pre);
+  parallel_rows(n * h, w, [&](int64_t first, int64_t last) {
+    const RowKernels& kernel = kernels().rows;
+    float* memory = thread_scratch<float, Conv3x3Scratch>(w * columns);
+    for (int64_t row = first; row < last; ++row) {
+      float* to = g.get() + row * w * columns;
+      if (!argument) {
+        dy.copy(row / h, row % h, 0, w, to, columns);
+        continue;
+      }
+      argument->copy(row / h, row % h, 0, w, to, columns);
+      dy.copy(row / h, row % h, 0, w, memory, columns);
+      kernel.activation_grad(activation, memory, columns, to, to, w, columns);
+    }
+  });
+  return g;
+}
+
 // The convolution of g with the filters turned by 180 degrees and input and output channels exchanged.
-Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float* g) {
+Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float* g, const Tensor* added) {
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = weight.size(0);
   const int64_t columns = padded_channels(k);
   OutputMap dx(x, {n, c, h, w}, output_format(x));
@@ -46,6 +73,8 @@ Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float
   Conv3x3Args<float> args{n, k, h, w, c};
   args.x = {g, h * w * columns, w * columns, columns};
   args.y = write_map<float>(written);
+  const Tensor addend = added ? side_by_side(torch::stable::to(*added, ScalarType::Float)) : x;
+  if (added) args.shortcut = read_map<float>(addend);
   run_conv3x3(pack_conv3x3(weight, nullptr, h, w, true), args);
   if (!is_float) {
     Tensor rounded = dx.nhwc();

@@ -28,20 +28,26 @@ auto typed(F32 f32, F16 f16, BF16 bf16) {
 
 struct Conv3x3Scratch {};
 
-// Runs args' convolution; its `packed` and `bias` are filled in here.
+// Items [first, last) of args' convolution by `algorithm`.
 template <class T>
-void run_conv3x3(const PackedConv3x3& packed, Conv3x3Args<T>& args) {
-  const Conv3x3Algorithm& a = *packed.algorithm;
-  args.packed = packed.weights.get();
-  args.bias = packed.bias.get();
-  parallel_runs(a.items(args.n, args.h, args.w), [&](int64_t item, bool) {
-    float* scratch = thread_scratch<float, Conv3x3Scratch>(a.scratch_size(args.c, args.k, args.w));
-    typed<T>(a.run_f32, a.run_f16, a.run_bf16)(args, scratch, item);
+void run_conv3x3(const Conv3x3Algorithm& algorithm, const Conv3x3Args<T>& args, int64_t first, int64_t last) {
+  parallel_runs(last - first, [&](int64_t i, bool) {
+    float* scratch = thread_scratch<float, Conv3x3Scratch>(algorithm.scratch_size(args.c, args.k, args.w));
+    typed<T>(algorithm.run_f32, algorithm.run_f16, algorithm.run_bf16)(args, scratch, first + i);
   });
 }
+// All of it; `packed` and `bias` of args are filled in here.
+template <class T>
+void run_conv3x3(const PackedConv3x3& packed, Conv3x3Args<T>& args) {
+  args.packed = packed.weights.get();
+  args.bias = packed.bias.get();
+  run_conv3x3(*packed.algorithm, args, 0, packed.algorithm->items(args.n, args.h, args.w));
+}
 
-// Gradients from g, that of the convolution's result: [n, h, w][K padded to whole vectors of 16].
-Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float* g);
+// g = dy * act'(pre) in float, the channels of each pixel padded to whole vectors of 16; without `pre`, dy itself.
+Buffer<float> conv3x3_output_gradient(const Tensor& grad, const Tensor* pre, int64_t activation);
+// Gradients from such a g. `added` is added to that of x.
+Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float* g, const Tensor* added = nullptr);
 // Of weight and bias, in their dtypes.
 std::pair<Tensor, Tensor> conv3x3_weight_gradient(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                                   const float* g);

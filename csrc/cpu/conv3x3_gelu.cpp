@@ -45,20 +45,13 @@ Tensor conv3x3_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, c
 }
 
 // g = dy * act'(pre) in float, the channels of each pixel padded to whole vectors of 16. `pre` is computed again:
-// keeping it would add a map per convolution to what is saved, half as much again for MLRN.
+// keeping it would add a map per convolution to what is saved (mixer_block keeps it in place of the result).
 Buffer<float> output_gradient(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& bias,
                               int64_t activation) {
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = weight.size(0);
+  if (activation == 0) return conv3x3_output_gradient(grad, nullptr, 0);
   const int64_t columns = padded_channels(k);
   Buffer<float> g = make_buffer<float>(n * h * w * columns);
-  if (activation == 0) {
-    const Tensor dy = side_by_side(torch::stable::to(grad, ScalarType::Float));
-    const ConvMap<const float> from = read_map<float>(dy);
-    parallel_bands(n * h, [&](int64_t row) {
-      for (int64_t q = 0; q < w; ++q) std::copy_n(from.at(row / h, row % h, q), k, g.get() + (row * w + q) * columns);
-    });
-    return g;
-  }
   const Tensor from = side_by_side(x), dy = side_by_side(grad);
   dispatch_storage(kOp, x, [&](auto type) {
     using T = decltype(type);

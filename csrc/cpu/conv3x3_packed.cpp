@@ -64,10 +64,7 @@ Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channe
     args.activation = activation;
     if (shortcut) args.shortcut = read_map<T>(added);
     args.y = write_map<T>(out.nhwc());
-    parallel_runs(algorithm.items(args.n, args.h, args.w), [&](int64_t item, bool) {
-      float* scratch = thread_scratch<float, Conv3x3Scratch>(algorithm.scratch_size(args.c, args.k, args.w));
-      typed<T>(algorithm.run_f32, algorithm.run_f16, algorithm.run_bf16)(args, scratch, item);
-    });
+    run_conv3x3(algorithm, args, 0, algorithm.items(args.n, args.h, args.w));
   });
   return out.finish();
 }

@@ -1,16 +1,11 @@
 // fastsr::conv_mix and its backward on the CPU: checks, dtypes, packed weights, division of the work.
-#include <optional>
-
-#include "conv_tensors.h"
-#include "isa/table.h"
+#include "conv_mix.h"
 
 namespace fastsr::cpu {
 namespace {
 
 constexpr const char* kOp = "conv_mix";
-constexpr int64_t kPixelsPerTask = 192;
 constexpr int64_t kPixelsPerRange = 1024, kMaxRanges = 64;  // of the parameters' gradients
-struct MixScratch {};
 
 // [K, C, 1, 1] (or [C, 1, 3, 3] seen as [C, 9]) as [C][K], rows padded with zeros.
 Buffer<float> transposed_matrix(const Tensor& weight, int64_t rows, int64_t columns) {
@@ -33,71 +28,10 @@ Buffer<float> padded_matrix(const Tensor& weight, int64_t rows, int64_t columns)
   return to;
 }
 
-struct PackedMix {
-  Buffer<float> dw, dw_bias, pw, pw_bias, c5, c5_bias;
-  PackedMix(int64_t c, int64_t k, const std::optional<Tensor>& dw_weight, const std::optional<Tensor>& dw_b,
-            const Tensor& pw_weight, const Tensor& pw_b, const Tensor& c5_weight, const Tensor& c5_b)
-      : dw(dw_weight ? transposed_matrix(*dw_weight, c, 9) : nullptr),
-        dw_bias(dw_weight ? padded_vector(*dw_b) : nullptr),
-        pw(transposed_matrix(pw_weight, c, c)),
-        pw_bias(padded_vector(pw_b)),
-        c5(transposed_matrix(c5_weight, k, c)),
-        c5_bias(padded_vector(c5_b)) {}
-  ConvMixWeights view() const { return {dw.get(), dw_bias.get(), pw.get(), pw_bias.get(), c5.get(), c5_bias.get()}; }
-};
-
 void check_weight(const Tensor& w, int64_t rows, int64_t columns, int64_t extent, const char* name) {
   STD_TORCH_CHECK(
       w.dim() == 4 && w.size(0) == rows && w.size(1) == columns && w.size(2) == extent && w.size(3) == extent, kOp,
       ": ", name, " must be [", rows, ", ", columns, ", ", extent, ", ", extent, "]");
-}
-
-void check(const Tensor& x, const Tensor& shortcut, const std::optional<Tensor>& dw_weight,
-           const std::optional<Tensor>& dw_bias, const Tensor& pw_weight, const Tensor& pw_bias,
-           const Tensor& c5_weight, int64_t activation) {
-  check_feature_map(kOp, x, "x");
-  check_same_shape(kOp, x, shortcut, "shortcut");
-  STD_TORCH_CHECK(shortcut.scalar_type() == x.scalar_type(), kOp, ": shortcut and x differ in dtype");
-  const int64_t c = x.size(1);
-  STD_TORCH_CHECK(dw_weight.has_value() == dw_bias.has_value(), kOp,
-                  ": only one of dw_weight and dw_bias is None; pass both or neither");
-  if (dw_weight) {
-    check_weight(*dw_weight, c, 1, 3, "dw_weight");
-    check_vector(kOp, *dw_bias, c, "dw_bias");
-  }
-  check_weight(pw_weight, c, c, 1, "pw_weight");
-  check_vector(kOp, pw_bias, c, "pw_bias");
-  STD_TORCH_CHECK(c5_weight.dim() == 4, kOp, ": c5_weight must be [K, ", c, ", 1, 1]");
-  check_weight(c5_weight, c5_weight.size(0), c, 1, "c5_weight");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation has code ", activation,
-                  "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
-}
-
-const auto& typed(float) { return kernels().conv_mix.f32; }
-const auto& typed(Half) { return kernels().conv_mix.f16; }
-const auto& typed(BFloat16) { return kernels().conv_mix.bf16; }
-
-Tensor conv_mix(const Tensor& x, const Tensor& shortcut, const std::optional<Tensor>& dw_weight,
-                const std::optional<Tensor>& dw_bias, const Tensor& pw_weight, const Tensor& pw_bias,
-                const Tensor& c5_weight, const Tensor& c5_bias, int64_t activation) {
-  check(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, activation);
-  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = c5_weight.size(0);
-  check_vector(kOp, c5_bias, k, "c5_bias");
-  OutputMap out(x, {n, k, h, w}, output_format(x));
-  if (out.nhwc().numel() == 0) return out.finish();
-  const PackedMix packed(c, k, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias);
-  const Tensor from = side_by_side(x), added = side_by_side(shortcut);
-  dispatch_storage(kOp, x, [&](auto type) {
-    using T = decltype(type);
-    const ConvMixArgs<T> args{
-        n, c, h, w, k, activation, packed.view(), read_map<T>(from), read_map<T>(added), write_map<T>(out.nhwc())};
-    const int64_t step = std::max<int64_t>(1, kPixelsPerTask / w);
-    parallel_runs((n * h + step - 1) / step, [&](int64_t i, bool) {
-      float* scratch = thread_scratch<float, MixScratch>(kernels().conv_mix.scratch_size(c, k));
-      typed(type).forward(args, scratch, i * step, std::min(n * h, (i + 1) * step));
-    });
-  });
-  return out.finish();
 }
 
 // The sums of all ranges, added in order, as a parameter's gradient: element (r, c) of `like` seen as [rows][columns]
@@ -114,24 +48,48 @@ Tensor parameter_gradient(const Tensor& like, const float* sums, int64_t ranges,
   return torch::stable::to(gradient, like.scalar_type());
 }
 
-using MixGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
-MixGradients conv_mix_backward(const Tensor& grad, const Tensor& x, const Tensor& shortcut,
-                               const std::optional<Tensor>& dw_weight, const std::optional<Tensor>& dw_bias,
-                               const Tensor& pw_weight, const Tensor& pw_bias, const Tensor& c5_weight,
-                               const Tensor& c5_bias, int64_t activation) {
-  check(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, activation);
-  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = c5_weight.size(0);
-  check_vector(kOp, c5_bias, k, "c5_bias");
+void check_conv_mix(const Tensor& x, const Tensor& shortcut, const MixParameters& p) {
+  check_feature_map(kOp, x, "x");
+  check_same_shape(kOp, x, shortcut, "shortcut");
+  STD_TORCH_CHECK(shortcut.scalar_type() == x.scalar_type(), kOp, ": shortcut and x differ in dtype");
+  const int64_t c = x.size(1);
+  STD_TORCH_CHECK(p.dw_weight.has_value() == p.dw_bias.has_value(), kOp,
+                  ": only one of dw_weight and dw_bias is None; pass both or neither");
+  if (p.dw_weight) {
+    check_weight(*p.dw_weight, c, 1, 3, "dw_weight");
+    check_vector(kOp, *p.dw_bias, c, "dw_bias");
+  }
+  check_weight(p.pw_weight, c, c, 1, "pw_weight");
+  check_vector(kOp, p.pw_bias, c, "pw_bias");
+  STD_TORCH_CHECK(p.c5_weight.dim() == 4, kOp, ": c5_weight must be [K, ", c, ", 1, 1]");
+  check_weight(p.c5_weight, p.c5_weight.size(0), c, 1, "c5_weight");
+  check_vector(kOp, p.c5_bias, p.c5_weight.size(0), "c5_bias");
+  STD_TORCH_CHECK(p.activation >= 0 && p.activation <= 2, kOp, ": activation has code ", p.activation,
+                  "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
+}
+
+PackedMix::PackedMix(const MixParameters& p)
+    : dw(p.dw_weight ? transposed_matrix(*p.dw_weight, p.dw_weight->size(0), 9) : nullptr),
+      dw_bias(p.dw_bias ? padded_vector(*p.dw_bias) : nullptr),
+      pw(transposed_matrix(p.pw_weight, p.pw_weight.size(0), p.pw_weight.size(1))),
+      pw_bias(padded_vector(p.pw_bias)),
+      c5(transposed_matrix(p.c5_weight, p.c5_weight.size(0), p.c5_weight.size(1))),
+      c5_bias(padded_vector(p.c5_bias)) {}
+
+MixGradients conv_mix_gradients(const Tensor& grad, const Tensor& x, const Tensor& shortcut, const MixParameters& p) {
+  check_conv_mix(x, shortcut, p);
+  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = p.c5_weight.size(0);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == n && grad.size(1) == k && grad.size(2) == h && grad.size(3) == w &&
                       grad.scalar_type() == x.scalar_type(),
                   kOp, ": grad must have the shape and dtype of the result, [", n, ", ", k, ", ", h, ", ", w, "]");
   const MemoryFormat format = output_format(x);
   OutputMap dx(x, {n, c, h, w}, format), d_shortcut(x, {n, c, h, w}, format);
-  const PackedMix packed(c, k, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias);
-  const Buffer<float> pw_rows = padded_matrix(pw_weight, c, c), c5_rows = padded_matrix(c5_weight, k, c);
+  const PackedMix packed(p);
+  const Buffer<float> pw_rows = padded_matrix(p.pw_weight, c, c), c5_rows = padded_matrix(p.c5_weight, k, c);
   const ConvMixSums at = kernels().conv_mix.sums(c, k);
-  const int64_t rows = n * h, pixels = rows * w, map = dw_weight ? pixels * padded_channels(c) : 0;
+  const int64_t rows = n * h, pixels = rows * w, map = p.dw_weight ? pixels * padded_channels(c) : 0;
   const Buffer<float> dq = make_buffer<float>(map), dd = make_buffer<float>(map);
   const int64_t ranges =
       std::clamp<int64_t>(pixels / kPixelsPerRange, 1, std::max<int64_t>(1, std::min(rows, kMaxRanges)));
@@ -142,7 +100,7 @@ MixGradients conv_mix_backward(const Tensor& grad, const Tensor& x, const Tensor
     dispatch_storage(kOp, x, [&](auto type) {
       using T = decltype(type);
       ConvMixGradient<T> args{};
-      args.forward = {n, c, h, w, k, activation, packed.view(), read_map<T>(from), read_map<T>(added), {}};
+      args.forward = {n, c, h, w, k, p.activation, packed.view(), read_map<T>(from), read_map<T>(added), {}};
       args.dy = read_map<T>(dy);
       args.pw_rows = pw_rows.get();
       args.c5_rows = c5_rows.get();
@@ -152,9 +110,11 @@ MixGradients conv_mix_backward(const Tensor& grad, const Tensor& x, const Tensor
       args.dd = dd.get();
       const auto scratch = [&] { return thread_scratch<float, MixScratch>(kernels().conv_mix.scratch_size(c, k)); };
       parallel_bands(ranges, [&](int64_t r) {
-        typed(type).backward(args, scratch(), sums.get() + r * at.size, rows * r / ranges, rows * (r + 1) / ranges);
+        conv_mix_kernels(type).backward(args, scratch(), sums.get() + r * at.size, rows * r / ranges,
+                                        rows * (r + 1) / ranges);
       });
-      if (dw_weight) parallel_bands(rows, [&](int64_t r) { typed(type).finish_backward(args, scratch(), r, r + 1); });
+      if (p.dw_weight)
+        parallel_bands(rows, [&](int64_t r) { conv_mix_kernels(type).finish_backward(args, scratch(), r, r + 1); });
     });
   const auto gradient = [&](const Tensor& like, int64_t begin, int64_t parameter_rows, int64_t columns) {
     return parameter_gradient(like, sums.get() + begin, ranges, at.size, parameter_rows, columns);
@@ -162,12 +122,41 @@ MixGradients conv_mix_backward(const Tensor& grad, const Tensor& x, const Tensor
   const Tensor none = torch::stable::new_empty(x, {0});
   return {dx.finish(),
           d_shortcut.finish(),
-          dw_weight ? gradient(*dw_weight, at.dw, c, 9) : none,
-          dw_weight ? gradient(*dw_bias, at.dw_bias, c, 1) : torch::stable::new_empty(x, {0}),
-          gradient(pw_weight, at.pw, c, c),
-          gradient(pw_bias, at.pw_bias, c, 1),
-          gradient(c5_weight, at.c5, k, c),
-          gradient(c5_bias, at.c5_bias, k, 1)};
+          p.dw_weight ? gradient(*p.dw_weight, at.dw, c, 9) : none,
+          p.dw_weight ? gradient(*p.dw_bias, at.dw_bias, c, 1) : torch::stable::new_empty(x, {0}),
+          gradient(p.pw_weight, at.pw, c, c),
+          gradient(p.pw_bias, at.pw_bias, c, 1),
+          gradient(p.c5_weight, at.c5, k, c),
+          gradient(p.c5_bias, at.c5_bias, k, 1)};
+}
+
+namespace {
+
+Tensor conv_mix(const Tensor& x, const Tensor& shortcut, const std::optional<Tensor>& dw_weight,
+                const std::optional<Tensor>& dw_bias, const Tensor& pw_weight, const Tensor& pw_bias,
+                const Tensor& c5_weight, const Tensor& c5_bias, int64_t activation) {
+  const MixParameters p{dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation};
+  check_conv_mix(x, shortcut, p);
+  const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = c5_weight.size(0);
+  OutputMap out(x, {n, k, h, w}, output_format(x));
+  if (out.nhwc().numel() == 0) return out.finish();
+  const PackedMix packed(p);
+  const Tensor from = side_by_side(x), added = side_by_side(shortcut);
+  dispatch_storage(kOp, x, [&](auto type) {
+    using T = decltype(type);
+    const ConvMixArgs<T> args{
+        n, c, h, w, k, activation, packed.view(), read_map<T>(from), read_map<T>(added), write_map<T>(out.nhwc())};
+    run_conv_mix(args, 0, n * h);
+  });
+  return out.finish();
+}
+
+MixGradients conv_mix_backward(const Tensor& grad, const Tensor& x, const Tensor& shortcut,
+                               const std::optional<Tensor>& dw_weight, const std::optional<Tensor>& dw_bias,
+                               const Tensor& pw_weight, const Tensor& pw_bias, const Tensor& c5_weight,
+                               const Tensor& c5_bias, int64_t activation) {
+  return conv_mix_gradients(grad, x, shortcut,
+                            {dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation});
 }
 
 }  // namespace

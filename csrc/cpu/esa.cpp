@@ -11,10 +11,9 @@ namespace {
 
 constexpr int64_t kStrip = 48;
 
-Tensor forward(const Tensor& x, const Weights& w) {
+void forward(const Tensor& x, const Weights& w, MapWriter& y) {
   const int64_t width = x.size(3), columns = padded_channels(w.c);
-  MapWriter y(kOp, x, {x.size(0), w.c, x.size(2), width});
-  if (x.numel() == 0) return y.finish();
+  if (x.numel() == 0) return;
   const MapReader x_map(kOp, x);
   const Path path = run_path(x_map, x, w, false);
   const Enlargement to = enlargement(path.low(), x.size(2), width);
@@ -36,12 +35,27 @@ Tensor forward(const Tensor& x, const Weights& w) {
       y.write(n, h, at, pixels, out, stride);
     });
   });
+}
+
+Tensor forward(const Tensor& x, const Weights& w) {
+  MapWriter y(kOp, x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  forward(x, w, y);
   return y.finish();
+}
+
+void forward_over(const Tensor& x, const Weights& w) {
+  MapWriter y(kOp, x);
+  forward(x, w, y);
 }
 
 Tensor esa(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding) {
   check_size(x, conv2_padding);
   return forward(x, pack(x.size(1), weights, conv2_padding, false));
+}
+
+void esa_over(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding) {
+  check_size(x, conv2_padding);
+  forward_over(x, pack(x.size(1), weights, conv2_padding, false));
 }
 
 Tensor esa_pack(const std::vector<Tensor>& weights) {
@@ -56,10 +70,10 @@ Tensor esa_pack(const std::vector<Tensor>& weights) {
   return packed.tensor();
 }
 
-Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
+// Weights for x that point into `packed`.
+Weights unpack(const Tensor& x, const PackedWeights& weights, int64_t conv2_padding) {
   constexpr const char* kName = "esa_packed";
   check_size(x, conv2_padding);
-  const PackedWeights weights(kName, PackedFor::kEsa, packed);
   STD_TORCH_CHECK(weights.fact(0) == x.size(1), kName, ": packed are weights for ", weights.fact(0),
                   " channels, and x has ", x.size(1));
   STD_TORCH_CHECK(weights.fact(1) > 0 && (weights.fact(2) == 0 || weights.fact(2) == 1), kName,
@@ -72,7 +86,15 @@ Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) 
     size += count;
   });
   weights.check_size(kName, size);
-  return forward(x, w);
+  return w;
+}
+
+Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
+  return forward(x, unpack(x, PackedWeights("esa_packed", PackedFor::kEsa, packed), conv2_padding));
+}
+
+void esa_packed_over(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
+  forward_over(x, unpack(x, PackedWeights("esa_packed", PackedFor::kEsa, packed), conv2_padding));
 }
 
 }  // namespace
@@ -80,6 +102,8 @@ Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) 
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("esa", TORCH_BOX(&fastsr::cpu::esa::esa));
+  m.impl("esa_", TORCH_BOX(&fastsr::cpu::esa::esa_over));
+  m.impl("esa_packed_", TORCH_BOX(&fastsr::cpu::esa::esa_packed_over));
   m.impl("esa_pack", TORCH_BOX(&fastsr::cpu::esa::esa_pack));
   m.impl("esa_packed", TORCH_BOX(&fastsr::cpu::esa::esa_packed));
 }

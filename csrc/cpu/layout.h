@@ -73,6 +73,8 @@ class OutputMap {
         written_(format == MemoryFormat::ChannelsLast ? result_
                                                       : empty_feature_map(like, size, MemoryFormat::ChannelsLast)),
         copy_(format != MemoryFormat::ChannelsLast) {}
+  // Writes over a map whose channels lie side by side.
+  explicit OutputMap(const Tensor& map) : result_(map), written_(map), copy_(false) {}
   const Tensor& nhwc() const { return written_; }
   Tensor finish() {
     if (copy_) torch::stable::copy_(result_, written_);

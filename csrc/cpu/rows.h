@@ -90,6 +90,10 @@ class MapWriter {
  public:
   MapWriter(const char* op, const Tensor& like, std::array<int64_t, 4> size)
       : map_(like, size, output_format(like)), storage_(storage_of(op, like)), channels_(size[1]) {}
+  // Writes over a map, each pixel when it has been read.
+  MapWriter(const char* op, const Tensor& map) : map_(map), storage_(storage_of(op, map)), channels_(map.size(1)) {
+    STD_TORCH_CHECK(map.numel() == 0 || is_nhwc(map), op, ": a map to be written over must be channels last");
+  }
 
   int64_t channels() const { return channels_; }
   int64_t scratch(int64_t pixels) const { return pixels * padded_channels(channels_); }

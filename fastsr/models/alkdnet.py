@@ -10,7 +10,7 @@ from fastsr import ops
 from fastsr.errors import InputError
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
-from fastsr.nn.layers import conv3x3, conv_bias
+from fastsr.nn.layers import Fusion, conv3x3, conv_bias
 
 COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
 
@@ -32,11 +32,11 @@ class _BlueprintNet(SuperResolutionNet):
     def _features(self, x: Tensor, feature_residual: bool) -> Tensor:
         """Fused deep features [N, num_feat, H, W] of the image."""
         shallow = y = self.fea_conv(x if self.copies == 1 else cat((x,) * self.copies, 1))
-        outputs = []
+        fusion = Fusion(self.c1, "gelu")
         for i in range(self.num_block):
             y = getattr(self, f"B{i + 1}")(y)
-            outputs.append(y)
-        fused = self.c2(ops.pointwise(outputs, self.c1.weight, conv_bias(self.c1), activation="gelu"))
+            fusion.add(y)
+        fused = self.c2(fusion.result())
         return fused + shallow if feature_residual else fused
 
     def fold(self) -> None:

@@ -33,8 +33,10 @@ class PlainESA(nn.Module):
         convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
         return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.padding[0]), packed=self.packed)
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """With `overwrite` the result may take the place of `x`."""
+        padding = int(self.conv2.padding[0])
+        return ops.esa(x, self.weights(), conv2_padding=padding, packed=self.packed, overwrite=overwrite)
 
     def pack(self) -> None:
         """Pack the weights; later changes of them have no effect."""
@@ -70,8 +72,10 @@ class BlueprintESA(nn.Module):
             values += [conv.weight, conv_bias(conv)]
         return BlueprintESAWeights._make(values)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.esa(x, self.weights(), conv2_padding=int(self.conv2.dw.padding[0]), packed=self.packed)
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """With `overwrite` the result may take the place of `x`."""
+        padding = int(self.conv2.dw.padding[0])
+        return ops.esa(x, self.weights(), conv2_padding=padding, packed=self.packed, overwrite=overwrite)
 
     def pack(self) -> None:
         """Pack the weights; later changes of them have no effect."""
@@ -88,8 +92,11 @@ class CCA(nn.Module):
             nn.Conv2d(num_feat, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, num_feat, 1), nn.Sigmoid()
         )
 
-    def forward(self, x: Tensor, shortcut: Tensor, norm: PixelNorm | None = None) -> Tensor:
-        """pixel_norm(cca(x)) + shortcut, without the norm if that is None (`fastsr.ops.cca_norm`)."""
+    def forward(self, x: Tensor, shortcut: Tensor, norm: PixelNorm | None = None, overwrite: bool = False) -> Tensor:
+        """pixel_norm(cca(x)) + shortcut, without the norm if that is None (`fastsr.ops.cca_norm`).
+
+        With `overwrite` the result may take the place of `x`.
+        """
         down, up = self.conv_du[0], self.conv_du[2]
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.Conv2d)
         return ops.cca_norm(
@@ -102,4 +109,5 @@ class CCA(nn.Module):
             None if norm is None else norm.weight,
             None if norm is None else norm.bias,
             eps=1e-5 if norm is None else norm.eps,
+            overwrite=overwrite,
         )

@@ -15,8 +15,21 @@ from fastsr.nn.layers import (
     depthwise,
     fused_conv3x3,
     pack_conv3x3,
+    packed_conv3x3,
 )
 from fastsr.reference import Activation
+
+
+def _may_overwrite(module: nn.Module) -> dict[str, bool]:
+    """Keywords that let an attention write over its input, a map made for it, unless a hook may hold on to that."""
+    everywhere = nn.modules.module
+    observed = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+    )
+    return {"overwrite": True} if isinstance(module, PlainESA | BlueprintESA | CCA) and not observed else {}
 
 
 class _DistillationBlock(nn.Module):
@@ -43,8 +56,10 @@ class _DistillationBlock(nn.Module):
         d2, r2 = self.c2_r.stage(r1, self.c2_d)
         d3, r3 = self.c3_r.stage(r2, self.c3_d)
         r4 = self.c4(r3, activation="gelu")
-        y = self.esa(ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5)))
-        return self.cca(y, x, self.pixel_norm)
+        y = ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5))
+        overwrite = _may_overwrite(self.esa)
+        y = self.esa(y, **overwrite)
+        return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
 
     def pack(self) -> None:
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""
@@ -104,7 +119,8 @@ class RLFB(nn.Module):
         y = fused_conv3x3(self.c1_r, x, "leaky_relu")
         y = fused_conv3x3(self.c2_r, y, "leaky_relu")
         y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
-        return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
+        y = ops.pointwise((y,), self.c5.weight, conv_bias(self.c5))
+        return self.esa(y, **_may_overwrite(self.esa))
 
     def pack(self) -> None:
         """As in the distillation blocks."""
@@ -142,14 +158,17 @@ class MLRB(nn.Module):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = fused_conv3x3(self.c1_r, x, self.activation)
         if self.pwc is None:
+            y = fused_conv3x3(self.c1_r, x, self.activation)
             y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
-            return self.esa(ops.pointwise((y,), self.c5.weight, conv_bias(self.c5)))
-        y = fused_conv3x3(self.c2_r, y, self.activation)
-        y = ops.conv_mix(
-            y,
+            y = ops.pointwise((y,), self.c5.weight, conv_bias(self.c5))
+            return self.esa(y, **_may_overwrite(self.esa))
+        y = ops.mixer_block(
             x,
+            self.c1_r.weight,
+            conv_bias(self.c1_r),
+            self.c2_r.weight,
+            conv_bias(self.c2_r),
             None if self.dwc is None else self.dwc.weight,
             None if self.dwc is None else conv_bias(self.dwc),
             self.pwc.weight,
@@ -157,8 +176,9 @@ class MLRB(nn.Module):
             self.c5.weight,
             conv_bias(self.c5),
             activation=self.activation,
+            packed=(packed_conv3x3(self.c1_r), packed_conv3x3(self.c2_r)),
         )
-        return self.esa(y)
+        return self.esa(y, **_may_overwrite(self.esa))
 
     def pack(self) -> None:
         """As in the distillation blocks."""

@@ -50,13 +50,48 @@ def fused_conv3x3(
     conv: nn.Conv2d, x: Tensor, activation: Activation = "none", shortcut: Tensor | None = None
 ) -> Tensor:
     """act(conv(x)) + shortcut in one operator (`fastsr.ops.conv3x3_gelu`)."""
-    packed = conv.__dict__.get("packed")
+    packed = packed_conv3x3(conv)
     return ops.conv3x3_gelu(x, conv.weight, conv_bias(conv), activation=activation, shortcut=shortcut, packed=packed)
+
+
+def packed_conv3x3(conv: nn.Conv2d) -> Tensor | None:
+    """What `pack_conv3x3` left, or None."""
+    packed: Tensor | None = conv.__dict__.get("packed")
+    return packed
 
 
 def pack_conv3x3(conv: nn.Conv2d) -> None:
     """Pack the weights for `fused_conv3x3`; later changes of them have no effect."""
     conv.__dict__["packed"] = ops.pack_conv3x3_gelu(conv.weight, conv_bias(conv))
+
+
+class Fusion:
+    """act(conv1x1) of maps that come one after another, as if they were concatenated.
+
+    Where it costs nothing in exactness (`ops.adds_up`), maps are added up in pairs as they come and need not all be
+    kept: of ALKDNet's peak memory on a large image that is half.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation) -> None:
+        self.weight, self.bias, self.activation = conv.weight, conv_bias(conv), activation
+        self.maps: list[Tensor] = []
+        self.channels = 0  # of `maps`
+        self.sum: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        self.maps.append(x)
+        self.channels += x.shape[1]
+        if len(self.maps) == 2 and self.channels < self.weight.shape[1] and ops.adds_up(x):
+            self.sum = self._product("none")
+
+    def result(self) -> Tensor:
+        return self._product(self.activation)
+
+    def _product(self, activation: Activation) -> Tensor:
+        weight, self.weight = self.weight[:, : self.channels], self.weight[:, self.channels :]
+        maps, self.maps, self.channels = self.maps, [], 0
+        bias = self.bias if self.sum is None else torch.zeros_like(self.bias)
+        return ops.pointwise(maps, weight, bias, shortcut=self.sum, activation=activation)
 
 
 class BSConvU(nn.Module):

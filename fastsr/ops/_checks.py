@@ -55,6 +55,29 @@ def weight(op: str, x: Tensor, value: Tensor, name: str, shape: tuple[int | None
     placed_like(op, x, value, name)
 
 
+def mix_weights(
+    op: str,
+    x: Tensor,
+    dw_weight: Tensor | None,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+    c5_weight: Tensor,
+    c5_bias: Tensor,
+) -> None:
+    """The parameters of `conv_mix` must fit the channels of `x`; the depthwise convolution's may both be None."""
+    c = x.shape[1]
+    if (dw_weight is None) != (dw_bias is None):
+        raise InputError(f"{op}: only one of dw_weight and dw_bias is None; pass both or neither")
+    if dw_weight is not None and dw_bias is not None:
+        weight(op, x, dw_weight, "dw_weight", (c, 1, 3, 3))
+        weight(op, x, dw_bias, "dw_bias", (c,))
+    weight(op, x, pw_weight, "pw_weight", (c, c, 1, 1))
+    weight(op, x, pw_bias, "pw_bias", (c,))
+    weight(op, x, c5_weight, "c5_weight", (None, c, 1, 1))
+    weight(op, x, c5_bias, "c5_bias", (c5_weight.shape[0],))
+
+
 def odd_kernel(op: str, value: Tensor, name: str) -> None:
     """Both kernel extents of `value` must be odd, so that the output keeps the input's size."""
     kh, kw = value.shape[-2:]

@@ -88,6 +88,25 @@ def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *othe
     return select(op, x) == "cpu"
 
 
+def define_over(op: str, schema: str) -> None:
+    """Define `fastsr::op_`, which writes the result over its first argument, a channels-last map.
+
+    For the CPU and eager inference: a network's peak memory is one map less where a map has served its purpose.
+    """
+    LIB.define(f"{op}_{schema}")
+
+
+def may_overwrite(op: str, *tensors: Tensor | None) -> bool:
+    """Whether the CPU kernel `op_` can run on tensors[0], a map that nobody else needs, instead of `op`."""
+    x = tensors[0]
+    assert x is not None
+    if torch.compiler.is_compiling() or select(op, x) != "cpu":
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def output_format(x: Tensor) -> torch.memory_format:
     """The memory format of an operator's output: NCHW for an NCHW input, otherwise channels last.
 

@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, define_over, empty_map, may_overwrite, register_cpu
 
 _TENSORS = 8  # x, shortcut, four of the attention, two of the norm
 
@@ -61,6 +61,11 @@ define(
     backward=_backward,
 )
 register_cpu("cca_norm", (torch.float32, torch.float16, torch.bfloat16))
+define_over(
+    "cca_norm",
+    "(Tensor(a!) x, Tensor shortcut, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, "
+    "Tensor? norm_weight, Tensor? norm_bias, float eps) -> ()",
+)
 
 
 def cca_norm(
@@ -74,6 +79,7 @@ def cca_norm(
     norm_bias: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    overwrite: bool = False,
 ) -> Tensor:
     """Contrast-aware channel attention, pixel norm and residual (ALKDNet, section 3.2, equations 9 and 10).
 
@@ -87,6 +93,7 @@ def cca_norm(
         du2_weight, du2_bias: [C, R, 1, 1] and [C].
         norm_weight, norm_bias: [C], or both None for a block without pixel norm (BSRN).
         eps: of the pixel norm.
+        overwrite: `x` is not needed any more, and may be returned with the result in it.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -112,4 +119,7 @@ def cca_norm(
     mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
     if mixed or select("cca_norm", x) == "reference":
         return reference.cca_norm(x, shortcut, *parameters, eps=eps)
-    return torch.ops.fastsr.cca_norm(x, shortcut, *parameters, eps)[0]
+    if not (overwrite and may_overwrite("cca_norm", x, shortcut, *parameters)):
+        return torch.ops.fastsr.cca_norm(x, shortcut, *parameters, eps)[0]
+    torch.ops.fastsr.cca_norm_(x, shortcut, *parameters, eps)
+    return x

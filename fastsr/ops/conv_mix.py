@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import reference_because, select
-from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
@@ -20,32 +19,6 @@ _WEIGHTS = (
     "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "
     "int activation"
 )
-
-
-def _check(
-    x: Tensor,
-    shortcut: Tensor,
-    dw_weight: Tensor | None,
-    dw_bias: Tensor | None,
-    pw_weight: Tensor,
-    pw_bias: Tensor,
-    c5_weight: Tensor,
-    c5_bias: Tensor,
-    activation: str,
-) -> None:
-    _checks.feature_map("conv_mix", x)
-    _checks.same_shape("conv_mix", x, shortcut, "shortcut")
-    c = x.shape[1]
-    if (dw_weight is None) != (dw_bias is None):
-        raise InputError("conv_mix: only one of dw_weight and dw_bias is None; pass both or neither")
-    if dw_weight is not None and dw_bias is not None:
-        _checks.weight("conv_mix", x, dw_weight, "dw_weight", (c, 1, 3, 3))
-        _checks.weight("conv_mix", x, dw_bias, "dw_bias", (c,))
-    _checks.weight("conv_mix", x, pw_weight, "pw_weight", (c, c, 1, 1))
-    _checks.weight("conv_mix", x, pw_bias, "pw_bias", (c,))
-    _checks.weight("conv_mix", x, c5_weight, "c5_weight", (None, c, 1, 1))
-    _checks.weight("conv_mix", x, c5_bias, "c5_bias", (c5_weight.shape[0],))
-    _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
 
 
 def _fake(x: Tensor, shortcut: Tensor, *weights: Any) -> Tensor:
@@ -116,7 +89,10 @@ def conv_mix(
         InputError: a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
-    _check(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation)
+    _checks.feature_map("conv_mix", x)
+    _checks.same_shape("conv_mix", x, shortcut, "shortcut")
+    _checks.mix_weights("conv_mix", x, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
+    _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
     backend = select("conv_mix", x)
     if backend == "triton" and x.shape[1] > TRITON_MAX_CHANNELS:
         reason = f"x has {x.shape[1]} channels, the triton kernel takes at most {TRITON_MAX_CHANNELS}"

@@ -14,8 +14,10 @@ from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
     define,
+    define_over,
     define_packed,
     empty_map,
+    may_overwrite,
     register_cpu,
     register_triton,
     takes_packed,
@@ -87,6 +89,8 @@ define_packed(
     {"esa_packed": "(Tensor x, Tensor packed, int conv2_padding) -> Tensor"},
     {"esa_packed": lambda x, packed, conv2_padding: empty_map(x, x.shape[1])},
 )
+define_over("esa", "(Tensor(a!) x, Tensor[] weights, int conv2_padding) -> ()")
+define_over("esa_packed", "(Tensor(a!) x, Tensor packed, int conv2_padding) -> ()")
 
 
 def pack_esa(weights: ESAWeights) -> Tensor | None:
@@ -104,7 +108,14 @@ def pack_esa(weights: ESAWeights) -> Tensor | None:
         return torch.ops.fastsr.esa_pack(list(weights))
 
 
-def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tensor | None = None) -> Tensor:
+def esa(
+    x: Tensor,
+    weights: ESAWeights,
+    *,
+    conv2_padding: int = 0,
+    packed: Tensor | None = None,
+    overwrite: bool = False,
+) -> Tensor:
     """Enhanced spatial attention: x times a sigmoid gate from a small, strided side path.
 
     The plain form is RLFN's (its section 3.2) and MLRN's (equation 5), the blueprint form BSRN's (section 3.3) and
@@ -115,6 +126,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tenso
         weights: PlainESAWeights or BlueprintESAWeights; the type chooses the form.
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
         packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
+        overwrite: `x` is not needed any more, and may be returned with the result in it.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -132,7 +144,10 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tenso
     if x.shape[2] < least or x.shape[3] < least:
         raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
     if takes_packed("esa", packed, x, *weights):
-        return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
+        if not (overwrite and may_overwrite("esa", x)):
+            return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
+        torch.ops.fastsr.esa_packed_(x, packed, conv2_padding)
+        return x
     _check_weights(x, weights)
     backend = select("esa", x)
     if backend == "triton" and (x.shape[1] > TRITON_MAX_CHANNELS or weights.conv1_weight.shape[0] > TRITON_MAX_INNER):
@@ -143,4 +158,7 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0, packed: Tenso
         )
     if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
-    return torch.ops.fastsr.esa(x, list(weights), conv2_padding)
+    if not (overwrite and may_overwrite("esa", x, *weights)):
+        return torch.ops.fastsr.esa(x, list(weights), conv2_padding)
+    torch.ops.fastsr.esa_(x, list(weights), conv2_padding)
+    return x

@@ -32,6 +32,8 @@ struct DirectConv {
 
   static int64_t bands(int64_t h) { return (h + kDirectRows - 1) / kDirectRows; }
   static int64_t items(int64_t n, int64_t h, int64_t) { return n * bands(h); }
+  static int64_t items_within(int64_t h, int64_t, int64_t rows) { return rows >= h ? bands(h) : rows / kDirectRows; }
+  static int64_t rows_completed(int64_t h, int64_t, int64_t count) { return std::min(h, count * kDirectRows); }
 
   // Rows [first - 1, last + 1) of image n as float, with zeros outside the image.
   template <class T, template <class> class Args>
@@ -108,7 +110,8 @@ struct DirectConv {
   }
 
   static constexpr Conv3x3Algorithm algorithm() {
-    return {&packed_size, &pack, &scratch_size, &items, &run<float>, &run<Half>, &run<BFloat16>};
+    return {&packed_size,    &pack,       &scratch_size, &items,        &items_within,
+            &rows_completed, &run<float>, &run<Half>,    &run<BFloat16>};
   }
 };
 

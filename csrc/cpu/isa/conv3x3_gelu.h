@@ -37,6 +37,10 @@ struct Conv3x3Algorithm {
   void (*pack)(const Conv3x3Weights&, float* packed, int64_t first, int64_t last);
   int64_t (*scratch_size)(int64_t c, int64_t k, int64_t w);
   int64_t (*items)(int64_t n, int64_t h, int64_t w);
+  // Of one image: how many of the first items lie within the first `rows` rows, and how many rows the first `items`
+  // items complete.
+  int64_t (*items_within)(int64_t h, int64_t w, int64_t rows);
+  int64_t (*rows_completed)(int64_t h, int64_t w, int64_t items);
   void (*run_f32)(const Conv3x3Args<float>&, float* scratch, int64_t item);
   void (*run_f16)(const Conv3x3Args<Half>&, float* scratch, int64_t item);
   void (*run_bf16)(const Conv3x3Args<BFloat16>&, float* scratch, int64_t item);

@@ -57,6 +57,12 @@ struct WinogradConv {
 
   static int64_t tiles_of(int64_t n, int64_t h, int64_t w) { return n * ((h + M - 1) / M) * ((w + M - 1) / M); }
   static int64_t items(int64_t n, int64_t h, int64_t w) { return (tiles_of(n, h, w) + kBlockTiles - 1) / kBlockTiles; }
+  static int64_t items_within(int64_t h, int64_t w, int64_t rows) {
+    return rows >= h ? items(1, h, w) : rows / M * ((w + M - 1) / M) / kBlockTiles;
+  }
+  static int64_t rows_completed(int64_t h, int64_t w, int64_t count) {
+    return std::min(h, count * kBlockTiles / ((w + M - 1) / M) * M);
+  }
 
   struct Tile {
     int64_t n, y, x;
@@ -160,7 +166,8 @@ struct WinogradConv {
   }
 
   static constexpr Conv3x3Algorithm algorithm() {
-    return {&packed_size, &pack, &scratch_size, &items, &run<float>, &run<Half>, &run<BFloat16>};
+    return {&packed_size,    &pack,       &scratch_size, &items,        &items_within,
+            &rows_completed, &run<float>, &run<Half>,    &run<BFloat16>};
   }
 };
 
