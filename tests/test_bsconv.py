@@ -152,3 +152,53 @@ def test_operator_checks_the_gradient(cpu_kernels: None) -> None:
     inputs = inputs_of((2, 8, 4, 4), 6, True)
     with pytest.raises(RuntimeError, match="grad is"):
         torch.ops.fastsr.bsconv_backward(torch.randn(2, 6, 4, 5), *inputs, 1)
+
+
+@pytest.mark.parametrize("layout", kc.LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "d"), (((2, 64, 9, 31), 32), ((1, 20, 6, 150), 7), ((1, 5, 1, 1), 33)))
+def test_a_stage_in_one_pass(
+    cpu_isa: str, shape: tuple[int, int, int, int], d: int, dtype: torch.dtype, layout: str
+) -> None:
+    """The fusion that inference takes: both halves within twice the error of the plain operators."""
+    c = shape[1]
+    tensors = [
+        kc.feature_map(shape, layout, dtype),
+        kc.weight(d, c, 1, 1, seed=1, dtype=dtype),
+        kc.weight(d, seed=2, dtype=dtype),
+    ]
+    tensors += [kc.weight(c, c, 1, 1, seed=3, dtype=dtype), kc.weight(c, 1, 3, 3, seed=4, dtype=dtype)]
+    tensors.append(kc.weight(c, seed=5, dtype=dtype))
+    with fastsr.backend("reference"):
+        exact, plain = ops.bsconv_stage(*(t.double() for t in tensors)), ops.bsconv_stage(*tensors)
+    with fastsr.backend("cpu"):
+        kernel = ops.bsconv_stage(*tensors)
+    for e, p, k in zip(exact, plain, kernel, strict=True):
+        assert k.dtype == dtype and k.shape == e.shape
+        floor = kc.FLOOR_EPSILONS * torch.finfo(dtype).eps * e.abs().max().item()
+        assert (k.double() - e).abs().max().item() <= 2 * (p.double() - e).abs().max().item() + floor
+
+
+def test_a_stage_checks_its_input() -> None:
+    x = kc.feature_map((1, 8, 5, 6), "nhwc")
+    good = [kc.weight(4, 8, 1, 1), kc.weight(4), kc.weight(8, 8, 1, 1), kc.weight(8, 1, 3, 3), kc.weight(8)]
+    for i, name in enumerate(("d_weight", "d_bias", "pw_weight", "dw_weight", "dw_bias")):
+        bad = [p[1:] if j == i and i != 0 else p[:, 1:] if j == i else p for j, p in enumerate(good)]
+        with pytest.raises(InputError, match=f"bsconv_stage: {name}"):
+            ops.bsconv_stage(x, *bad)
+        with pytest.raises(RuntimeError, match="bsconv_stage"):
+            torch.ops.fastsr.bsconv_stage(x, *bad)
+    torch.library.opcheck(
+        torch.ops.fastsr.bsconv_stage.default, (x, *good), test_utils=("test_schema", "test_faketensor")
+    )
+    with torch.no_grad():
+        compiled = torch.compile(ops.bsconv_stage, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, *good), ops.bsconv_stage(x, *good))
+
+
+def test_a_stage_with_autograd_takes_its_parts() -> None:
+    x = kc.feature_map((1, 8, 5, 6), "nhwc").requires_grad_()
+    parts = [kc.weight(4, 8, 1, 1), kc.weight(4), kc.weight(8, 8, 1, 1), kc.weight(8, 1, 3, 3), kc.weight(8)]
+    distilled, refined = ops.bsconv_stage(x, *parts)
+    torch.autograd.backward((distilled, refined), (torch.ones_like(distilled), torch.ones_like(refined)))
+    assert x.grad is not None and x.grad.isfinite().all()

@@ -72,34 +72,71 @@ BsconvShape shape_of(const Tensor& x, const Tensor& pw, const Strips& strips, in
   return {x.size(1), x.size(2), x.size(3), pw.size(0), strips.strip_width, activation, has_shortcut};
 }
 
-Tensor bsconv(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
-              const std::optional<Tensor>& shortcut, int64_t activation) {
-  check("bsconv", x, pw, dw, db, shortcut, activation);
-  OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
+// The 1x1 of a stage's distilled half, and where its result goes.
+struct Distilling {
+  Buffer<float> weight, bias;
+  const Tensor& y;
+};
+
+void forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
+             const std::optional<Tensor>& shortcut, int64_t activation, const Tensor& y, const Distilling* distilling) {
   const Strips strips = Strips::for_forward(x, kStripWidth, kBandRows);
-  if (strips.count() == 0) return y.finish();
+  if (strips.count() == 0) return;
   const BsconvKernels& k = kernels().bsconv;
   const Packed w(pw, dw, db, k.lanes);
-  const BsconvShape s = shape_of(x, pw, strips, activation, shortcut.has_value());
+  BsconvShape s = shape_of(x, pw, strips, activation, shortcut.has_value());
+  if (distilling) s.d = distilling->y.size(1);
   const Tensor xs = side_by_side(x), short_ = shortcut ? side_by_side(*shortcut) : xs;
   const int64_t scratch = k.forward_scratch(s);
   const auto run = [&]<class T>(void (*kernel)(const BsconvForward<T>&, const StripTile&, bool, float*)) {
-    const BsconvForward<T> a{s, w.pw, w.taps, w.bias, rows_of<T>(xs), rows_of<T>(short_), mutable_rows_of<T>(y.nhwc())};
+    BsconvForward<T> a{s, w.pw, w.taps, w.bias, rows_of<T>(xs), rows_of<T>(short_), mutable_rows_of<T>(y)};
+    if (distilling) {
+      a.d_weight = distilling->weight.get();
+      a.d_bias = distilling->bias.get();
+      a.distilled = mutable_rows_of<T>(distilling->y);
+    }
     parallel_runs(strips.count(), [&](int64_t i, bool continues) {
       kernel(a, strips.at(i), continues && strips.continues(i), thread_scratch<float, BsconvScratch>(scratch));
     });
   };
   switch (x.scalar_type()) {
     case ScalarType::Float:
-      run(k.forward_f32);
-      break;
+      return run(k.forward_f32);
     case ScalarType::Half:
-      run(k.forward_f16);
-      break;
+      return run(k.forward_f16);
     default:
-      run(k.forward_bf16);
+      return run(k.forward_bf16);
   }
+}
+
+Tensor bsconv(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
+              const std::optional<Tensor>& shortcut, int64_t activation) {
+  check("bsconv", x, pw, dw, db, shortcut, activation);
+  OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
+  forward(x, pw, dw, db, shortcut, activation, y.nhwc(), nullptr);
   return y.finish();
+}
+
+std::tuple<Tensor, Tensor> bsconv_stage(const Tensor& x, const Tensor& d_weight, const Tensor& d_bias, const Tensor& pw,
+                                        const Tensor& dw, const Tensor& db) {
+  constexpr const char* kStage = "bsconv_stage";
+  constexpr int64_t kGelu = 1;
+  check(kStage, x, pw, dw, db, x, kGelu);
+  STD_TORCH_CHECK(d_weight.dim() == 4 && d_weight.size(0) > 0, kStage, ": d_weight has ", d_weight.dim(),
+                  " dimensions; pass [D, C, 1, 1] with D > 0");
+  const int64_t d = d_weight.size(0), lanes = kernels().bsconv.lanes, d_padded = (d + lanes - 1) / lanes * lanes;
+  check_weight(kStage, d_weight, {d, x.size(1), 1, 1}, "d_weight");
+  check_weight(kStage, d_bias, {d}, "d_bias");
+  OutputMap distilled(x, {x.size(0), d, x.size(2), x.size(3)}, output_format(x));
+  OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
+  Distilling distilling{make_buffer<float>(x.size(1) * d_padded), make_buffer<float>(d_padded), distilled.nhwc()};
+  std::fill_n(distilling.weight.get(), x.size(1) * d_padded, 0.f);
+  std::fill_n(distilling.bias.get(), d_padded, 0.f);
+  pack_transposed(d_weight, d, x.size(1), distilling.weight.get(), d_padded);
+  const FloatParameter bias(d_bias);
+  for (int64_t i = 0; i < d; ++i) distilling.bias[i] = bias[i];
+  forward(x, pw, dw, db, x, kGelu, y.nhwc(), &distilling);
+  return {distilled.finish(), y.finish()};
 }
 
 // Gradients of x, pw_weight, dw_weight, dw_bias and shortcut. Without activation the last is the gradient itself, and
@@ -172,5 +209,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("bsconv", TORCH_BOX(&fastsr::cpu::bsconv));
+  m.impl("bsconv_stage", TORCH_BOX(&fastsr::cpu::bsconv_stage));
   m.impl("bsconv_backward", TORCH_BOX(&fastsr::cpu::bsconv_backward));
 }

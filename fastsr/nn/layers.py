@@ -117,8 +117,7 @@ class BSConvU(nn.Module):
 
     def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x) (BSRN, section 3.3)."""
-        distilled = ops.pointwise((x,), distil.weight, conv_bias(distil), activation="gelu")
-        return distilled, self(x, shortcut=x, activation="gelu")
+        return ops.bsconv_stage(x, distil.weight, conv_bias(distil), self.pw.weight, self.dw.weight, conv_bias(self.dw))
 
 
 class ALKConv(nn.Module):

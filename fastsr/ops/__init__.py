@@ -4,6 +4,7 @@ from fastsr.ops._define import output_format
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv
+from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
@@ -22,6 +23,7 @@ __all__ = [
     "alk_conv",
     "alk_stage",
     "bsconv",
+    "bsconv_stage",
     "cca_norm",
     "conv3x3_gelu",
     "conv_mix",

@@ -66,8 +66,7 @@ def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dic
     """
     LIB.define(f"{op}_pack{pack_schema}")
     for name, schema in schemas.items():
-        LIB.define(f"{name}{schema}", tags=_TAGS)
-        torch.library.register_fake(f"fastsr::{name}", fakes[name], lib=LIB)
+        define_inference(name, schema, fakes[name])
 
 
 def can_pack(op: str, weight: Tensor) -> bool:
@@ -86,6 +85,12 @@ def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *othe
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, first, *others)):
         return False
     return select(op, x) == "cpu"
+
+
+def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define `fastsr::op`, a fusion of operators that has no derivative: with autograd those are called themselves."""
+    LIB.define(f"{op}{schema}", tags=_TAGS)
+    torch.library.register_fake(f"fastsr::{op}", fake, lib=LIB)
 
 
 def define_over(op: str, schema: str) -> None:

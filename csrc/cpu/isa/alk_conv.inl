@@ -9,14 +9,14 @@
 // with the tile below. v exists for kChunk pixels of 4 rows, in L1.
 #include "branches.inl"
 #include "channel_norm.inl"
+#include "distil.inl"
 
 namespace fastsr::cpu {
 namespace {
 namespace alk {
 
-constexpr int kStep = 4;              // output rows of a step
-constexpr int64_t kChunk = 32;        // pixels of v; a multiple of kLanes
-constexpr int64_t kDistilChunk = 48;  // pixels of the distilling product
+constexpr int kStep = 4;        // output rows of a step
+constexpr int64_t kChunk = 32;  // pixels of v; a multiple of kLanes
 constexpr int kMaxRows = kStep + AlkConvShape::kMaxTaps - 1;
 
 struct ForwardScratch {
@@ -37,7 +37,7 @@ struct ForwardScratch {
   static int64_t size(const AlkConvShape& s) {
     const rows::Ring u = ring(s);
     return u.size() + v_row(u.groups) * kStep + round_up((s.strip_width + 2 * s.halo) * s.c, kLanes) +
-           kDistilChunk * round_up(s.d, kLanes);
+           distil::scratch(s.d);
   }
 };
 
@@ -77,25 +77,6 @@ NormAndActivate<T> norm_and_activate_for(const AlkConvShape& s) {
   }
 }
 
-// The sums of kChunk pixels go through `sums`: with a GELU behind it, the tile of the product would not keep its
-// registers.
-template <class T>
-void distil_row(const AlkConvForward<T>& a, const StripTile& t, int64_t y, float* buffer, float* sums) {
-  const AlkConvShape& s = a.shape;
-  const int64_t groups = round_up(s.d, kLanes) / kLanes, sums_stride = groups * kLanes;
-  for (int64_t first = t.x0; first < t.x1; first += kDistilChunk) {
-    const int64_t count = std::min(kDistilChunk, t.x1 - first);
-    const rows::FloatRow x = rows::float_row(a.x.at(t.n, y, first), a.x.stride_w, count, s.c, buffer);
-    rows::pointwise(x, count, s.c, a.weights.d_weight, groups,
-                    [=](int64_t i, int64_t g, vf v) { store(sums + i * sums_stride + g * kLanes, v); });
-    T* out = a.distilled.at(t.n, y, first);
-    for (int64_t i = 0; i < count; ++i, out += a.distilled.stride_w)
-      for (int64_t g = 0; g < groups; ++g)
-        rows::store_group(out, g, s.d,
-                          gelu(load(sums + i * sums_stride + g * kLanes) + load(a.weights.d_bias + g * kLanes)));
-  }
-}
-
 template <class T>
 void forward(const AlkConvForward<T>& a, const StripTile& t, bool continues, float* memory) {
   constexpr int kUsual = 64 / kLanes;
@@ -128,7 +109,9 @@ void forward(const AlkConvForward<T>& a, const StripTile& t, bool continues, flo
                    std::min<int64_t>(kLanes, pixels - i), a.x.at(t.n, y + r, x + i), a.y.at(t.n, y + r, x + i));
     }
     if (s.d > 0)
-      for (int64_t r = 0; r < count; ++r) distil_row(a, t, y + r, scratch.row, scratch.sums);
+      for (int64_t r = 0; r < count; ++r)
+        distil::row(a.x.at(t.n, y + r, t.x0), a.x.stride_w, t.x1 - t.x0, s.c, s.d, a.weights.d_weight, a.weights.d_bias,
+                    a.distilled.at(t.n, y + r, t.x0), a.distilled.stride_w, scratch.row, scratch.sums);
   }
 }
 

@@ -14,6 +14,7 @@ struct BsconvShape {
   int64_t strip_width;
   int64_t activation;
   bool has_shortcut;
+  int64_t d = 0;  // distilled channels of the forward, 0 without; D' as K'
 };
 
 template <class T>
@@ -24,6 +25,8 @@ struct BsconvForward {
   const float* bias;  // [K']
   FeatureRows<const T> x, shortcut;
   FeatureRows<T> y;
+  const float *d_weight = nullptr, *d_bias = nullptr;  // [C][D'], [D']
+  FeatureRows<T> distilled = {};                       // gelu(d x + d_bias)
 };
 
 template <class T>

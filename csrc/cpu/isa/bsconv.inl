@@ -1,12 +1,13 @@
 // bsconv for one instruction set.
 //
-//   u = pw x,  a = dw_3x3 u + bias + shortcut,  y = act(a)
+//   u = pw x,  a = dw_3x3 u + bias + shortcut,  y = act(a),  distilled = gelu(d x + d_bias)
 //   g = grad act'(a),  du = transposed dw of g,  dx = pw^T du
 //   d_pw = x outer du,  d_tap[t] = sum g(p) u(p + t),  d_shortcut = g
 //
 // A tile runs down its rows; u, and g in the backward, exist in rings of few rows. Halo columns of u are computed
 // twice. The backward computes g on a halo of 1 and u on a halo of 2 around the tile.
 #include "branches.inl"
+#include "distil.inl"
 #include "outer.inl"
 
 namespace fastsr::cpu {
@@ -33,29 +34,57 @@ FASTSR_INLINE void square_row(const float* const* rows, int64_t offset, const fl
 rows::Ring forward_ring(const BsconvShape& s) {
   return {nullptr, kStep + 2, round_up(s.k, kLanes) / kLanes, round_up(s.strip_width, kPixels) + 2};
 }
-int64_t forward_scratch(const BsconvShape& s) { return forward_ring(s).size() + (s.strip_width + 2) * s.c; }
+int64_t forward_scratch(const BsconvShape& s) {
+  return forward_ring(s).size() + (s.strip_width + 2) * s.c + distil::scratch(s.d);
+}
+
+// Rows [y, y + min(2, valid_rows)) of group g. What is the same for all pixels is settled in front of the loop, which
+// has little else to do.
+template <class T, Activation activation>
+FASTSR_INLINE void finish_rows(const BsconvForward<T>& a, const StripTile& t, int64_t y, int64_t valid_rows,
+                               const float* const* ring_rows, const rows::Ring& u, int64_t g) {
+  const int64_t valid = a.shape.k - g * kLanes;
+  T* const out = a.y.at(t.n, y, t.x0) + g * kLanes;
+  const T* const added = a.shape.has_shortcut ? a.shortcut.at(t.n, y, t.x0) + g * kLanes : nullptr;
+  const auto filter = [&](auto whole) {
+    square_row(ring_rows, g * u.pitch() + kLanes, a.taps + g * 9 * kLanes, load(a.bias + g * kLanes), t.x1 - t.x0,
+               [&](int64_t row, int64_t x, vf v) {
+                 if (row >= valid_rows) return;
+                 if (added) {
+                   const T* from = added + row * a.shortcut.stride_h + x * a.shortcut.stride_w;
+                   v += whole ? load(from) : load_first(from, valid);
+                 }
+                 T* to = out + row * a.y.stride_h + x * a.y.stride_w;
+                 v = activate<activation>(v);
+                 whole ? store(to, v) : store_first(to, v, valid);
+               });
+  };
+  if (valid >= kLanes)
+    filter(std::true_type{});
+  else
+    filter(std::false_type{});
+}
 
 template <class T, Activation activation>
 void forward_as(const BsconvForward<T>& a, const StripTile& t, bool continues, float* memory) {
   const BsconvShape& s = a.shape;
   rows::Ring u = forward_ring(s);
   u.data = memory;
+  float* row = memory + u.size();
   int64_t next = continues ? t.y0 + 1 : t.y0 - 1;  // the next row of u
   for (int64_t y = t.y0; y < t.y1; y += kStep) {
     const int64_t count = std::min<int64_t>(kStep, t.y1 - y);
     for (; next < y + count + 1; ++next)
       rows::fill_row(u, next, t.x0 - 1, t.x1 + 1, a.x.at(t.n, 0, 0), a.x.stride_h, a.x.stride_w, s.h, s.w, s.c, a.pw,
-                     memory + u.size());
+                     row);
     const float* ring_rows[kStep + 2];
     for (int64_t i = 0; i < kStep + 2; ++i) ring_rows[i] = u.row(std::min(y - 1 + i, next - 1));
     for (int64_t r = 0; r < count; r += branches::kRows)
-      for (int64_t g = 0; g < u.groups; ++g)
-        square_row(ring_rows + r, g * u.pitch() + kLanes, a.taps + g * 9 * kLanes, load(a.bias + g * kLanes),
-                   t.x1 - t.x0, [&](int64_t row, int64_t x, vf v) {
-                     if (r + row >= count) return;
-                     if (s.has_shortcut) v += rows::load_group(a.shortcut.at(t.n, y + r + row, t.x0 + x), g, s.k);
-                     rows::store_group(a.y.at(t.n, y + r + row, t.x0 + x), g, s.k, activate<activation>(v));
-                   });
+      for (int64_t g = 0; g < u.groups; ++g) finish_rows<T, activation>(a, t, y + r, count - r, ring_rows + r, u, g);
+    if (s.d > 0)
+      for (int64_t r = 0; r < count; ++r)
+        distil::row(a.x.at(t.n, y + r, t.x0), a.x.stride_w, t.x1 - t.x0, s.c, s.d, a.d_weight, a.d_bias,
+                    a.distilled.at(t.n, y + r, t.x0), a.distilled.stride_w, row, row + (s.strip_width + 2) * s.c);
   }
 }
 

@@ -15,22 +15,12 @@ namespace rows {
 
 template <class T>
 FASTSR_INLINE vf load_group(const T* pixel, int64_t g, int64_t channels) {
-  const T* p = pixel + g * kLanes;
-  const int64_t left = channels - g * kLanes;
-  if (left >= kLanes) return load(p);
-  T some[kLanes] = {};
-  std::memcpy(some, p, left * sizeof(T));
-  return load(some);
+  return load_first(pixel + g * kLanes, channels - g * kLanes);
 }
 
 template <class T>
 FASTSR_INLINE void store_group(T* pixel, int64_t g, int64_t channels, vf v) {
-  T* p = pixel + g * kLanes;
-  const int64_t left = channels - g * kLanes;
-  if (left >= kLanes) return store(p, v);
-  T some[kLanes];
-  store(some, v);
-  std::memcpy(p, some, left * sizeof(T));
+  store_first(pixel + g * kLanes, v, channels - g * kLanes);
 }
 
 // ---- rows of pixels in float
@@ -58,11 +48,22 @@ FASTSR_INLINE FloatRow float_row(const T* x, int64_t stride, int64_t count, int6
 template <int V>
 constexpr int tile_pixels = std::min(2 * kTilePixels, kTilePixels* kTileVectors / V);
 
+// `ahead`: M pixels that will be read later, or null. They are fetched a few lines at a time: all at once, they would
+// hold up the product.
 template <int M, int V, class Sink>
 FASTSR_INLINE void pointwise_tile(const FloatRow& x, int64_t i, int64_t c, const float* w, int64_t w_stride,
-                                  int64_t first, Sink& sink) {
+                                  int64_t first, Sink& sink, const float* ahead) {
+  constexpr int64_t kPart = 8;
+  constexpr int kLines = (M * kPart * sizeof(float) + 63) / 64;
   vf acc[M][V] = {};
-  gemm_tile<M, V>(x.data + i * x.stride, x.stride, c, w + first * kLanes, w_stride, acc);
+  const float *from = x.data + i * x.stride, *weights = w + first * kLanes;
+  int64_t k = 0;
+  for (; k + kPart <= c; k += kPart) {
+    if (ahead)
+      for (int line = 0; line < kLines; ++line) __builtin_prefetch(ahead + M * k + line * 16, 0, 2);
+    gemm_tile<M, V>(from + k, x.stride, kPart, weights + k * w_stride, w_stride, acc);
+  }
+  gemm_tile<M, V>(from + k, x.stride, c - k, weights + k * w_stride, w_stride, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
@@ -75,15 +76,12 @@ FASTSR_INLINE void pointwise_columns(const FloatRow& x, int64_t n, int64_t c, co
                                      int64_t first, Sink& sink, const float* ahead) {
   constexpr int M = tile_pixels<V>;
   if (n < M) {
-    for (int64_t i = 0; i < n; ++i) pointwise_tile<1, V>(x, i, c, w, w_stride, first, sink);
+    for (int64_t i = 0; i < n; ++i) pointwise_tile<1, V>(x, i, c, w, w_stride, first, sink, nullptr);
     return;
   }
-  for (int64_t i = 0; i < n; i += M) {
-    if (ahead)
-      for (int64_t k = 0; k < M * c; k += 16) __builtin_prefetch(ahead + i * x.stride + k, 0, 2);
+  for (int64_t i = 0; i < n; i += M)
     // The last tile overlaps the one before it; both compute the same values.
-    pointwise_tile<M, V>(x, std::min(i, n - M), c, w, w_stride, first, sink);
-  }
+    pointwise_tile<M, V>(x, std::min(i, n - M), c, w, w_stride, first, sink, ahead ? ahead + i * x.stride : nullptr);
 }
 
 // w is packed [c][vectors * kLanes]. `ahead`: pixels that will be read next, or null.
