@@ -3,6 +3,7 @@
 //
 //   t = x * scale,  xhat = (t - mean_c(t)) * rstd,  y = xhat * weight + bias + shortcut
 //   g = grad * weight,  dt = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),  dx = dt * scale (+ add_statistics)
+#include "channel_norm.inl"
 #include "rows.inl"
 
 namespace fastsr::cpu {
@@ -110,7 +111,33 @@ FASTSR_INLINE void cca_forward_strip(const CcaNormForward& a, Count channels) {
   }
 }
 
+// The networks' 64 channels with a norm: kLanes pixels at a time, whose sums over the channels are taken together.
+void cca_forward_64(const CcaNormForward& a) {
+  constexpr int kGroups = 64 / kLanes;
+  const channel_norm::Channels channels(64);
+  channel_norm::Moments m;
+  alignas(64) float t[kLanes * 64] = {};
+  for (int64_t first = 0; first < a.pixels; first += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, a.pixels - first);
+    for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g)
+        store(t + (i * kGroups + g) * kLanes,
+              load(a.x + (first + i) * a.x_stride + g * kLanes) * load(a.scale + g * kLanes));
+    channel_norm::moments<kGroups>(t, channels, a.eps, m);
+    for (int64_t i = 0; i < count; ++i) {
+      const vf mean = splat(m.mean[i]), rstd = splat(m.rstd[i]);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g)
+        store(a.y + (first + i) * a.y_stride + g * kLanes,
+              (load(t + (i * kGroups + g) * kLanes) - mean) * rstd * load(a.norm_weight + g * kLanes) +
+                  load(a.norm_bias + g * kLanes) + load(a.shortcut + (first + i) * a.shortcut_stride + g * kLanes));
+    }
+  }
+}
+
 void cca_forward(const CcaNormForward& a) {
+  if (a.norm_weight && a.channels == 64) return cca_forward_64(a);
   with_channels(a.channels, [&](auto channels) { cca_forward_strip(a, channels); });
 }
 
