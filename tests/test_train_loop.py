@@ -162,18 +162,68 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert len(read_state(list_states(two.folder)[-1])["random"]) == 2
 
 
+def _losses(name: str, backend: str, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Of 50 steps of Adam on smooth random images, the same for all backends and dtypes."""
+    torch.manual_seed(seed)
+    net = fastsr.create_model(name, scale=2, num_feat=16, num_block=1).to(dtype)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    losses = []
+    with fastsr.backend(backend):
+        for _ in range(50):
+            hr = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 32, 32, dtype=torch.float64), 5, 1, 2).to(dtype)
+            loss = (net(torch.nn.functional.avg_pool2d(hr, 2)) - hr).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return torch.tensor(losses, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", ["mlrn", "alkdnet"])
-def test_fused_and_reference_training_stay_together(tmp_path, cpu_kernels, name):
-    losses = {}
-    for backend in ("auto", "reference"):
-        recipe = tiny(
-            tmp_path, f"name={backend}", f"model.name={name}", f"compute.backend={backend}", "schedule.steps=50",
-            "log_every=1",
-        )  # fmt: skip
-        with (train(recipe) / "training.csv").open() as file:
-            losses[backend] = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert len(losses["auto"]) == 50
-    torch.testing.assert_close(losses["auto"], losses["reference"], rtol=2e-3, atol=0)
+def test_fused_and_reference_training_stay_together(cpu_kernels, name):
+    """The 2x rule for losses. Where a rounding error turns the sign of a difference, paths part at a random step, in
+    plain PyTorch as in the kernels: what counts is how far, over several seeds."""
+    far = {"reference": 0.0, "cpu": 0.0}
+    for seed in range(3):
+        exact = _losses(name, "reference", torch.float64, seed)
+        assert exact[-1] < exact[0] / 2
+        for backend in far:
+            error = (_losses(name, backend, torch.float32, seed) - exact).abs().max().item()
+            far[backend] = max(far[backend], error)
+    print(name, far)
+    assert far["cpu"] <= 2 * far["reference"] + 1e-7
+
+
+def test_kill_loses_no_more_than_the_steps_since_the_last_checkpoint(tmp_path):
+    """SIGKILL in the middle of a run, then the same command: the result of a run that nobody touched."""
+    whole = train(tiny(tmp_path, "name=whole", "schedule.steps=60", "saving.every=5"))
+    recipe = tiny(tmp_path, "name=killed", "schedule.steps=60", "saving.every=5")
+    (tmp_path / "run.yaml").write_text(recipe.as_yaml())
+    command = [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(24000):
+            if process.poll() is not None or len(list_states(recipe.folder)) > 1:
+                break
+            time.sleep(0.005)
+        process.kill()
+    finally:
+        process.wait(timeout=60)
+    step = load_latest(recipe.folder)["step"]
+    assert process.returncode == -signal.SIGKILL and 10 <= step < 60 and step % 5 == 0
+    train(recipe)
+    assert _same(_weights(whole), _weights(recipe.folder))
+
+
+@pytest.mark.parametrize("extra", ["compute.precision=fp16", "compute.deterministic=true", "compute.compile=true"])
+def test_other_ways_to_compute(tmp_path, extra):
+    """GradScaler, deterministic algorithms and torch.compile, on the CPU."""
+    torch._dynamo.reset()
+    plain = _weights(train(tiny(tmp_path, "name=plain", "schedule.steps=3")))
+    other = _weights(train(tiny(tmp_path, "name=other", "schedule.steps=3", extra)))
+    tolerance = 2e-2 if "fp16" in extra else 2e-5
+    for key in plain:
+        torch.testing.assert_close(other[key], plain[key], rtol=0, atol=tolerance)
 
 
 def test_warm_start_takes_what_fits(tmp_path):
