@@ -23,7 +23,7 @@ def test_the_score_of_the_model_card():
     """The card's Set5 score, to the digits it prints."""
     result = evaluate(fastsr.create_model("mlrn", scale=2, pretrained=True), shared("data", "set5"), progress=False)
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    assert f"{result.psnr:.2f} dB" in card and result.psnr > 36.0
+    assert f"{result.psnr:.2f} dB" in card and result.psnr >= 36.9
 
 
 @pytest.mark.parametrize("name, scale", [("mlrn", 4), ("alkdnet", 2), ("mlrn_ntire", None)])
