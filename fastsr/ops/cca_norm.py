@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 
 _TENSORS = 8  # x, shortcut, four of the attention, two of the norm
 
@@ -61,6 +61,7 @@ define(
     backward=_backward,
 )
 register_cpu("cca_norm", (torch.float32, torch.float16, torch.bfloat16))
+register_triton("cca_norm")
 
 
 def cca_norm(

@@ -20,7 +20,7 @@ class Case:
 
     `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
     counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels may use no
-    stack.
+    stack. `double` names the kernels that compute in float64 on purpose.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Case:
     channels: int = 64
     stack: int = 0
     shared: int = PORTABLE_SHARED
+    double: tuple[str, ...] = ()
     architectures: tuple[int, ...] = (80, 90, 100, 120)
 
 
@@ -48,6 +49,11 @@ def mix_weights(dtype: torch.dtype) -> list[Tensor]:
     """Of conv_mix with MLRN's 58 channels."""
     shapes = ((58, 1, 3, 3), (58,), (58, 58, 1, 1), (58,), (58, 58, 1, 1), (58,))
     return [weight(*shape, dtype=dtype) for shape in shapes]
+
+
+def attention_weights() -> list[Tensor]:
+    """Of cca_norm with 64 channels."""
+    return [weight(*shape) for shape in ((4, 64, 1, 1), (4,), (64, 4, 1, 1), (64,))]
 
 
 def esa_weights(channels: int, count: int) -> list[Tensor]:
@@ -170,5 +176,20 @@ CASES: list[Case] = [
         "esa",
         lambda k: k.esa_backward(patches(64), patches(64), esa_weights(64, 18), 1),
         stack=64,
+    ),
+    Case(
+        "cca_norm",
+        "cca_norm",
+        lambda k: k.cca_norm(image(), image(), *attention_weights(), weight(64), weight(64), 1e-5),
+        double=("channel_attention.attention_kernel",),
+    ),
+    Case(
+        "cca_norm_backward",
+        "cca_norm",
+        lambda k: k.cca_norm_backward(
+            patches(), patches(), weight(64, 2, 64, dtype=torch.float64), *attention_weights(), weight(64), 1e-5
+        ),
+        stack=64,
+        double=("channel_attention.scale_kernel", "channel_attention.attention_backward_kernel"),
     ),
 ]
