@@ -11,11 +11,20 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TAPS = 63  # of the CPU kernel (csrc/cpu/isa/alk_conv.h)
+MAX_TAPS = {"cpu": 63, "triton": 31}  # csrc/cpu/isa/alk_conv.h; unrolled in kernels/alk_conv.py
+MAX_CHANNELS = 512  # of the Triton kernels
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -47,8 +56,11 @@ def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
 def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
     """Whether the backend for these tensors is plain PyTorch."""
     chosen = select(op, x)
-    if chosen == "cpu" and weights.lora1_weight.shape[2] > MAX_TAPS:
-        chosen = reference_because(op, f"a kernel of {weights.lora1_weight.shape[2]} taps exceeds {MAX_TAPS}")
+    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    if chosen in MAX_TAPS and taps > MAX_TAPS[chosen]:
+        chosen = reference_because(op, f"a kernel of {taps} taps exceeds {MAX_TAPS[chosen]}")
+    elif chosen == "triton" and channels > MAX_CHANNELS:
+        chosen = reference_because(op, f"{channels} channels exceed {MAX_CHANNELS}, which a program holds at once")
     return chosen == "reference"
 
 
@@ -81,6 +93,7 @@ define(
     backward=_backward,
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
+register_triton("alk_conv", KERNEL_DTYPES)
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
@@ -104,7 +117,7 @@ def pack_alk_conv(
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
     """
-    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS:
+    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS["cpu"]:
         return None
     with torch.no_grad():
         return torch.ops.fastsr.alk_conv_pack(*weights, d_weight, d_bias)

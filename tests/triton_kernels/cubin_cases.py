@@ -51,6 +51,12 @@ def mix_weights(dtype: torch.dtype) -> list[Tensor]:
     return [weight(*shape, dtype=dtype) for shape in shapes]
 
 
+def large(taps: int, k: int = 64, dtype: torch.dtype = FP16) -> list[Tensor]:
+    """Of alk_conv with 64 channels in and k out."""
+    shapes = ((k, 64, 1, 1), (k, 1, taps, 1), (k,), (k, 1, 1, taps), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
+    return [weight(*shape, dtype=dtype) for shape in shapes]
+
+
 def attention_weights() -> list[Tensor]:
     """Of cca_norm with 64 channels."""
     return [weight(*shape) for shape in ((4, 64, 1, 1), (4,), (64, 4, 1, 1), (64,))]
@@ -191,5 +197,23 @@ CASES: list[Case] = [
         ),
         stack=64,
         double=("channel_attention.scale_kernel", "channel_attention.attention_backward_kernel"),
+    ),
+    Case("alk_conv", "alk_conv", lambda k: k.alk_conv(image(), *large(9, 32), 1e-6, 1), channels=32),
+    Case("alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0)),
+    Case("alk_stage", "alk_stage", lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6)),
+    Case(
+        "alk_stage_float",
+        "alk_stage",
+        lambda k: k.alk_stage(
+            image(dtype=FP32), weight(32, 64, 1, 1, dtype=FP32), weight(32, dtype=FP32), *large(9, dtype=FP32), 1e-6
+        ),
+    ),
+    Case(
+        "alk_stage_backward",
+        "alk_stage",
+        lambda k: k.alk_stage_backward(
+            patches(32), patches(), patches(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6
+        ),
+        stack=64,
     ),
 ]
