@@ -9,7 +9,8 @@
     dx = du W_pw;  dW_pw = du^T x;  and the sums over pixels of the depthwise weights, biases and the norm
 
 The 1x1 is a product (products.py); `mix_kernel` does everything behind it with one load per tap, shared by the three
-branches. Backward saves the inputs only: u and the branches are computed again.
+branches. In half precision alk_toeplitz.py takes its place where the tables say so. Backward saves the inputs only: u
+and the branches are computed again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastsr.kernels import alk_toeplitz
 from fastsr.kernels.activation import activate, derivative, form
-from fastsr.kernels.config import tile
+from fastsr.kernels.alk_toeplitz import toeplitz_tile
+from fastsr.kernels.config import Tile, tile
 from fastsr.kernels.depthwise import depthwise_weight_gradients, pack, row
 from fastsr.kernels.launch import block, cdiv, launch, strides
 from fastsr.kernels.maps import map_offsets, scratch_map, tile_of_image
@@ -306,15 +309,37 @@ def mix_backward(
     return du
 
 
+def u_map(x: Tensor, channels: int, taps: int) -> tuple[Tensor, Tile | None]:
+    """Room for u as the forward's form reads it, and the Toeplitz form's launch options if it is that one."""
+    toeplitz = toeplitz_tile(x, channels, taps)
+    return (scratch_map if toeplitz is None else alk_toeplitz.planar_map)(x, channels), toeplitz
+
+
+def finish(
+    u: Tensor,
+    toeplitz: Tile | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    eps: float,
+    form_y: int,
+    shortcut: Tensor | None = None,
+) -> None:
+    """Everything behind the 1x1, from what `u_map` gave."""
+    if toeplitz is None:
+        mix(u, pack_weights(u, weights), weights[1].shape[2], y, eps, form_y, shortcut)
+    else:
+        alk_toeplitz.mix(u, weights, y, eps, form_y, shortcut, toeplitz)
+
+
 def alk_conv(x: Tensor, *rest: Tensor | float) -> Tensor:
     *weights, eps, activation = rest
-    c, taps = weights[0].shape[0], weights[1].shape[2]
+    c = weights[0].shape[0]
     y = empty_map(x, c)
     if y.numel() == 0:
         return y
-    u = scratch_map(x, c)
+    u, toeplitz = u_map(x, c, weights[1].shape[2])
     product([x], [Output(u, [matrix(weights[0])])])
-    mix(u, pack_weights(u, weights), taps, y, eps, form(activation, x), None)
+    finish(u, toeplitz, weights, y, eps, form(activation, x))
     return y
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsr.kernels.activation import form
-from fastsr.kernels.alk_conv import mix, mix_backward, pack_weights
+from fastsr.kernels.alk_conv import finish, mix_backward, pack_weights, u_map
 from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.products import Output, matrix, product, weight_gradients
 from fastsr.ops._define import empty_map
@@ -24,9 +24,10 @@ def alk_stage(x: Tensor, d_weight: Tensor, d_bias: Tensor, *rest: Tensor | float
     distilled, refined = empty_map(x, d_weight.shape[0]), empty_map(x, x.shape[1])
     if x.numel() == 0:
         return distilled, refined
-    gelu, u = form(1, x), scratch_map(x, x.shape[1])
+    gelu = form(1, x)
+    u, toeplitz = u_map(x, x.shape[1], weights[1].shape[2])
     product([x], [Output(u, [matrix(weights[0])]), Output(distilled, [matrix(d_weight)], d_bias, gelu)])
-    mix(u, pack_weights(u, weights), weights[1].shape[2], refined, eps, gelu, x)
+    finish(u, toeplitz, weights, refined, eps, gelu, x)
     return distilled, refined
 
 

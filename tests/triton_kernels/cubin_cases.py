@@ -20,7 +20,8 @@ class Case:
 
     `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
     counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels may use no
-    stack. `double` names the kernels that compute in float64 on purpose.
+    stack. `double` names the kernels that compute in float64 on purpose, `alone` those
+    of which a multiprocessor holds one program only.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     stack: int = 0
     shared: int = PORTABLE_SHARED
     double: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     architectures: tuple[int, ...] = (80, 90, 100, 120)
 
 
@@ -198,9 +200,28 @@ CASES: list[Case] = [
         stack=64,
         double=("channel_attention.scale_kernel", "channel_attention.attention_backward_kernel"),
     ),
-    Case("alk_conv", "alk_conv", lambda k: k.alk_conv(image(), *large(9, 32), 1e-6, 1), channels=32),
-    Case("alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0)),
-    Case("alk_stage", "alk_stage", lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6)),
+    Case(
+        "alk_conv",
+        "alk_conv",
+        lambda k: k.alk_conv(image(), *large(9, 32), 1e-6, 1),
+        channels=32,
+        alone=("alk_toeplitz.mix_kernel",),
+    ),
+    Case(
+        "alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0), alone=("alk_toeplitz.mix_kernel",)
+    ),
+    Case(
+        "alk_stage",
+        "alk_stage",
+        lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6),
+        alone=("alk_toeplitz.mix_kernel",),
+    ),
+    Case(
+        "alk_stage_31_taps",
+        "alk_stage",
+        lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(31), 1e-6),
+        architectures=(80, 90),
+    ),
     Case(
         "alk_stage_float",
         "alk_stage",
