@@ -36,6 +36,7 @@ from fastsr.ops._define import empty_map
 
 MAX_PARTS = 512  # rows of partial sums of the norm's and the biases' gradients
 OUTSIDE = tl.constexpr(-(2**30))  # the row of a pixel beyond the image's last: no shift brings it back
+UNROLLED = tl.constexpr(17)  # taps
 SUMS = 5  # of a row: gradients of the three biases, the norm's weight and the norm's bias
 
 
@@ -54,30 +55,44 @@ def branches(u, packed, i_h, i_w, o_c, height, width, T: tl.constexpr, CP: tl.co
     b_h = tl.zeros([BP, o_c.shape[0]], tl.float32) + row(packed, 2 * T + 10, o_c, CP)
     b_s = tl.zeros([BP, o_c.shape[0]], tl.float32) + row(packed, 2 * T + 11, o_c, CP)
     m_here = (i_h >= 0)[:, None] & m_c
-    for t in tl.static_range(2 * M + 1):  # the column through the pixel
-        m_y = ((i_h + (t - M)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
-        b_u = tl.load(u + (t - M) * width * CP, mask=m_y, other=0.0).to(tl.float32)
-        if t >= M - R and t <= M + R:
-            b_v += b_u * row(packed, t - M + R, o_c, CP)
-        if t == M:
-            b_h += b_u * row(packed, T + R, o_c, CP)
-        if t >= M - 1 and t <= M + 1:
-            b_s += b_u * row(packed, SMALL + 3 * (t - M + 1) + 1, o_c, CP)
-    for t in tl.static_range(2 * M + 1):  # the row through the pixel, without it
-        if t != M:
-            m_x = m_here & ((i_w + (t - M)).to(tl.uint32, bitcast=True) < width)[:, None]
-            b_u = tl.load(u + (t - M) * CP, mask=m_x, other=0.0).to(tl.float32)
+    if T <= UNROLLED:
+        for t in tl.static_range(2 * M + 1):  # the column through the pixel
+            m_y = ((i_h + (t - M)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
+            b_u = tl.load(u + (t - M) * width * CP, mask=m_y, other=0.0).to(tl.float32)
             if t >= M - R and t <= M + R:
-                b_h += b_u * row(packed, T + t - M + R, o_c, CP)
+                b_v += b_u * row(packed, t - M + R, o_c, CP)
+            if t == M:
+                b_h += b_u * row(packed, T + R, o_c, CP)
             if t >= M - 1 and t <= M + 1:
-                b_s += b_u * row(packed, SMALL + 3 + t - M + 1, o_c, CP)
-    for t in tl.static_range(4):  # the corners of the 3 x 3
-        y = 2 * (t // 2) - 1
-        x = 2 * (t % 2) - 1
-        m_y = ((i_h + y).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
-        m_x = ((i_w + x).to(tl.uint32, bitcast=True) < width)[:, None]
-        b_u = tl.load(u + (y * width + x) * CP, mask=m_y & m_x, other=0.0).to(tl.float32)
-        b_s += b_u * row(packed, SMALL + 3 * (y + 1) + x + 1, o_c, CP)
+                b_s += b_u * row(packed, SMALL + 3 * (t - M + 1) + 1, o_c, CP)
+        for t in tl.static_range(2 * M + 1):  # the row through the pixel, without it
+            if t != M:
+                m_x = m_here & ((i_w + (t - M)).to(tl.uint32, bitcast=True) < width)[:, None]
+                b_u = tl.load(u + (t - M) * CP, mask=m_x, other=0.0).to(tl.float32)
+                if t >= M - R and t <= M + R:
+                    b_h += b_u * row(packed, T + t - M + R, o_c, CP)
+                if t >= M - 1 and t <= M + 1:
+                    b_s += b_u * row(packed, SMALL + 3 + t - M + 1, o_c, CP)
+        for t in tl.static_range(4):  # the corners of the 3 x 3
+            y = 2 * (t // 2) - 1
+            x = 2 * (t % 2) - 1
+            m_y = ((i_h + y).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
+            m_x = ((i_w + x).to(tl.uint32, bitcast=True) < width)[:, None]
+            b_u = tl.load(u + (y * width + x) * CP, mask=m_y & m_x, other=0.0).to(tl.float32)
+            b_s += b_u * row(packed, SMALL + 3 * (y + 1) + x + 1, o_c, CP)
+    else:  # so many loads at once would need more registers than there are
+        for t in range(T):
+            m_y = ((i_h + (t - R)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
+            b_v += tl.load(u + (t - R) * width * CP, mask=m_y, other=0.0).to(tl.float32) * row(packed, t, o_c, CP)
+        for t in range(T):
+            m_x = m_here & ((i_w + (t - R)).to(tl.uint32, bitcast=True) < width)[:, None]
+            b_h += tl.load(u + (t - R) * CP, mask=m_x, other=0.0).to(tl.float32) * row(packed, T + t, o_c, CP)
+        for t in range(9):
+            m_y = ((i_h + (t // 3 - 1)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
+            m_x = ((i_w + (t % 3 - 1)).to(tl.uint32, bitcast=True) < width)[:, None]
+            p_u = u + ((t // 3 - 1) * width + t % 3 - 1) * CP
+            b_u = tl.load(p_u, mask=m_y & m_x, other=0.0).to(tl.float32)
+            b_s += b_u * row(packed, SMALL + t, o_c, CP)
     return b_v, b_h, b_s
 
 
@@ -191,6 +206,22 @@ def mix_backward_kernel(
 
 
 @triton.jit
+def vertical(dv, packed, t, i_h, o_c, height, width, T: tl.constexpr, CP: tl.constexpr):
+    """Tap t of the transposed vertical convolution."""
+    shift = T // 2 - t
+    m_y = ((i_h + shift).to(tl.uint32, bitcast=True) < height)[:, None] & (o_c < CP)[None, :]
+    return tl.load(dv + shift * width * CP, mask=m_y, other=0.0).to(tl.float32) * row(packed, t, o_c, CP)
+
+
+@triton.jit
+def horizontal(dh, packed, t, i_w, m_here, o_c, width, T: tl.constexpr, CP: tl.constexpr):
+    """Tap t of the transposed horizontal convolution."""
+    shift = T // 2 - t
+    m_x = m_here & ((i_w + shift).to(tl.uint32, bitcast=True) < width)[:, None]
+    return tl.load(dh + shift * CP, mask=m_x, other=0.0).to(tl.float32) * row(packed, T + t, o_c, CP)
+
+
+@triton.jit
 def transpose_kernel(
     dv,
     dh,
@@ -206,7 +237,6 @@ def transpose_kernel(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    R: tl.constexpr = T // 2
     i_n, o_p, m_p = tile_of_image(tl.program_id(0), pixels, BP)
     i_h = tl.where(m_p, o_p // width, OUTSIDE)
     i_w = o_p % width
@@ -215,14 +245,16 @@ def transpose_kernel(
     m_here = m_p[:, None] & m_c
     o_u = map_offsets(i_n, o_p, o_c, width, u_strides)
     b_du = tl.zeros([BP, BC], tl.float32)
-    for t in tl.static_range(T):
-        m_y = ((i_h + (R - t)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
-        b_d = tl.load(dv + o_u + (R - t) * width * CP, mask=m_y, other=0.0).to(tl.float32)
-        b_du += b_d * row(packed, t, o_c, CP)
-    for t in tl.static_range(T):
-        m_x = m_here & ((i_w + (R - t)).to(tl.uint32, bitcast=True) < width)[:, None]
-        b_d = tl.load(dh + o_u + (R - t) * CP, mask=m_x, other=0.0).to(tl.float32)
-        b_du += b_d * row(packed, T + t, o_c, CP)
+    if T <= UNROLLED:
+        for t in tl.static_range(T):
+            b_du += vertical(dv + o_u, packed, t, i_h, o_c, height, width, T, CP)
+        for t in tl.static_range(T):
+            b_du += horizontal(dh + o_u, packed, t, i_w, m_here, o_c, width, T, CP)
+    else:
+        for t in range(T):
+            b_du += vertical(dv + o_u, packed, t, i_h, o_c, height, width, T, CP)
+        for t in range(T):
+            b_du += horizontal(dh + o_u, packed, t, i_w, m_here, o_c, width, T, CP)
     for t in tl.static_range(9):
         m_y = ((i_h + (1 - t // 3)).to(tl.uint32, bitcast=True) < height)[:, None] & m_c
         m_x = ((i_w + (1 - t % 3)).to(tl.uint32, bitcast=True) < width)[:, None]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import reference_because, select
+from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
@@ -23,8 +24,8 @@ from fastsr.ops._define import (
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TAPS = {"cpu": 63, "triton": 31}  # csrc/cpu/isa/alk_conv.h; unrolled in kernels/alk_conv.py
-MAX_CHANNELS = 512  # of the Triton kernels
+MAX_TAPS = {"cpu": 63, "triton": LIMITS["alk_conv"]["t"]}  # 63: csrc/cpu/isa/alk_conv.h
+MAX_CHANNELS = LIMITS["alk_conv"]["k"]  # of the Triton kernels
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -61,6 +62,10 @@ def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
         chosen = reference_because(op, f"a kernel of {taps} taps exceeds {MAX_TAPS[chosen]}")
     elif chosen == "triton" and channels > MAX_CHANNELS:
         chosen = reference_because(op, f"{channels} channels exceed {MAX_CHANNELS}, which a program holds at once")
+    elif chosen == "triton" and x.shape[3] * channels * taps >= 2**31:
+        chosen = reference_because(
+            op, f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
+        )
     return chosen == "reference"
 
 

@@ -220,6 +220,12 @@ CASES: list[Case] = [
         "alk_stage_31_taps",
         "alk_stage",
         lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(31), 1e-6),
+    ),
+    Case(
+        "alk_conv_31_taps_backward",
+        "alk_conv",
+        lambda k: k.alk_conv_backward(patches(), patches(), *large(31), 1e-6, 0),
+        stack=64,
         architectures=(80, 90),
     ),
     Case(
