@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fastsr.kernels.activation import form
-from fastsr.kernels.alk_conv import finish, mix_backward, pack_weights, u_map
+from fastsr.kernels.alk_conv import finish, u_map
+from fastsr.kernels.alk_conv_backward import mix_backward
+from fastsr.kernels.alk_taps import pack_weights
 from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.products import Output, matrix, product, weight_gradients
 from fastsr.ops._define import empty_map

@@ -94,6 +94,14 @@ def test_every_kernel_size(taps: int) -> None:
     assert_twice_rule(conv(), [feature_map((1, 8, 9, 19), "nhwc"), *weights(8, 8, taps)], "triton")
 
 
+def test_several_tiles_in_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsr.kernels import alk_conv_backward, depthwise, products
+
+    for module in (alk_conv_backward, depthwise, products):
+        monkeypatch.setattr(module, "MAX_PARTS", 2)
+    assert_twice_rule(stage, stage_inputs((2, 16, 9, 31), 8, 3), "triton")
+
+
 def test_beyond_the_limits_is_the_reference() -> None:
     for reason, inputs in (
         ("33 taps exceeds 31", [feature_map((1, 4, 8, 8), "nhwc"), *weights(4, 4, 33)]),

@@ -71,6 +71,19 @@ def test_float32_weights_are_rounded_to_the_maps_dtype() -> None:
         assert (a - b).abs().max() <= 4 * torch.finfo(torch.float16).eps * b.abs().max()
 
 
+def test_nothing_unwritten_is_read() -> None:
+    """Rows of u are padded to 16 pixels; fresh memory holds NaN in torch's deterministic mode."""
+    inputs = [moved(t, DEVICE) for t in stage_inputs((1, 20, 5, 17), 8, 9, torch.float16)]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(1, device=DEVICE).isnan()
+        with torch.no_grad(), fastsr.backend("triton"):
+            assert all(out.isfinite().all() for out in stage(*inputs))
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_nan_stays_within_the_halo() -> None:
     """It spreads further than the filters reach, since zeros of the matrices are multiplied by it."""
     inputs = [moved(t, DEVICE) for t in stage_inputs((1, 4, 40, 41), 4, 5, torch.float16)]
