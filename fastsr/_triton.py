@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsr._shapes import check
+
 MIN_VERSION = (3, 6)
 MIN_CAPABILITY = (8, 0)  # NVIDIA Ampere: what Triton itself asks for
 MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
@@ -57,14 +59,19 @@ def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
 def operator(op: str, name: str) -> Callable[..., Any]:
     """`name` of kernels/<op>.py as an operator's implementation, imported at its first call.
 
-    Runs on the device of the first argument (a map or a list of maps) and on that device's current stream.
+    Checks the arguments' shapes, for callers who did not come by fastsr.ops. Runs on the device of the first argument
+    (a map or a list of maps) and on that device's current stream.
     """
     launcher: Callable[..., Any] | None = None
+    arguments: list[str] = []
 
     def run(*args: Any) -> Any:
-        nonlocal launcher
+        nonlocal launcher, arguments
         if launcher is None:
             launcher = getattr(importlib.import_module(f"fastsr.kernels.{op}"), name)
+            schema = getattr(torch.ops.fastsr, name).default._schema
+            arguments = [argument.name for argument in schema.arguments]
+        check(op, name, arguments, args)
         with torch.cuda.device_of(args[0][0] if isinstance(args[0], (list, tuple)) else args[0]):
             return launcher(*args)
 

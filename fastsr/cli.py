@@ -1,4 +1,4 @@
-"""The command line: `fastsr upscale | eval | train | models | info | demo`.
+"""The command line: `fastsr upscale | eval | train | tune | models | info | demo`.
 
 Exit status: 0 done; 2 wrong usage, a fastsr error, or images that failed; 130 interrupted. Messages go to
 stderr, results to stdout.
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_upscale, _add_eval, _add_train, _add_models, _add_info, _add_demo):
+    for add in (_add_upscale, _add_eval, _add_train, _add_tune, _add_models, _add_info, _add_demo):
         add(commands)
     return parser
 
@@ -126,6 +126,19 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--list", action="store_true", help="list the shipped recipes and exit")
     parser.add_argument("--show", action="store_true", help="print the whole recipe as YAML and exit")
     parser.set_defaults(run=_train)
+
+
+def _add_tune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="measure tile sizes of the Triton kernels on this GPU",
+        description="Measures tile sizes of the Triton kernels on this GPU and writes their table. Takes minutes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("operators", nargs="*", metavar="operator", help="such as alk_stage esa (default: all)")
+    parser.add_argument("--dtype", choices=sorted(_DTYPES), default="fp16", help="(default: fp16)")
+    parser.add_argument("-o", "--output", type=Path, help="the table's file (default: the installed one)")
+    parser.set_defaults(run=_tune)
 
 
 def _add_models(commands: Any) -> None:
@@ -222,6 +235,17 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     logging.getLogger("fastsr").setLevel(logging.INFO)
     train(recipe)
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from fastsr.tune import OPERATORS, run_tune
+
+    logging.getLogger("fastsr").setLevel(logging.INFO)
+    dtype = getattr(torch, _DTYPES[arguments.dtype])
+    print(run_tune(arguments.operators or OPERATORS, dtype, arguments.output))
     return 0
 
 

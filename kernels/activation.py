@@ -21,7 +21,7 @@ from fastsr.kernels import launch
 NONE = tl.constexpr(0)
 LEAKY = tl.constexpr(1)
 ERF = tl.constexpr(2)  # the error function itself
-TAIL = tl.constexpr(3)  # Phi(-|x|) = exp(-x^2 / 2) R(1 / (1 + p |x|)): as accurate in float32, half the instructions
+TAIL = tl.constexpr(3)  # Phi(-|x|) = exp(-x^2 / 2) R(|x| / (1 + p |x|)): as accurate in float32, half the instructions
 BUMP9 = tl.constexpr(4)  # max(x, 0) + t (t Q(t^2 - X^2) - 1/2), t = min(|x|, X): no special function; for float16
 BUMP6 = tl.constexpr(5)  # the same, shorter; for bfloat16
 TANH = tl.constexpr(6)  # x / 2 (1 + tanh(x P(x^2)))
@@ -41,16 +41,15 @@ FORMS = ("none", "leaky", "erf", "tail", "bump9", "bump6", "tanh", "tanh_approx"
 @triton.jit
 def tail(a):
     """Phi(-a) and exp(-a^2 / 2) for a >= 0."""
-    t = tl.math.rsqrt(1.0 + 0.28 * a)  # one instruction; a division takes seven
-    t = t * t
+    t = tl.math.rsqrt(1.0 + 0.2 * a)  # one instruction; a division takes seven
+    s = a * (t * t)
     e = tl.exp2(a * a * MINUS_HALF_LOG2E)
-    r = -1.063287338e-01
-    r = r * t + 3.920677158e-01
-    r = r * t - 2.406705257e-01
-    r = r * t + 2.719731581e-01
-    r = r * t + 6.622919807e-02
-    r = r * t + 1.167291763e-01
-    return e * (r * t), e
+    r = 7.021654855e-05 * s - 1.171869182e-03
+    r = r * s + 9.536514467e-03
+    r = r * s - 4.894486222e-02
+    r = r * s + 1.702126585e-01
+    r = r * s - 3.989423373e-01
+    return e * (r * s + 0.5), e
 
 
 @triton.jit

@@ -113,6 +113,7 @@ def depthwise_weight_gradient_kernel(
     C: tl.constexpr,
     KHS: tl.constexpr,
     KWS: tl.constexpr,
+    TAPS: tl.constexpr,
     BIASED: tl.constexpr,
     ROW: tl.constexpr,
     BP: tl.constexpr,
@@ -124,7 +125,6 @@ def depthwise_weight_gradient_kernel(
     p_part = partials + tl.program_id(0).to(tl.int64) * ROW
     first = 0
     for j in tl.static_range(len(KHS)):
-        TAPS: tl.constexpr = KHS[j] * KWS[j]
         if tl.program_id(1) == j:
             o_t = tl.arange(0, BTS[j])
             y_shift = (o_t // KWS[j] - KHS[j] // 2)[:, None, None]
@@ -138,17 +138,17 @@ def depthwise_weight_gradient_kernel(
                 p_g = gs[j] + map_offsets(i_n, o_p, o_c, width, g_strides[j])
                 b_g = tl.load(p_g, mask=m_p[:, None] & (o_c < C)[None, :], other=0.0).to(tl.float32)
                 p_u = u + pixel_offsets(i_n, o_p, width, u_strides)[None, :, None] + o_c[None, None, :] * u_strides[1]
-                m_t = (o_t < TAPS)[:, None, None] & m_p[None, :, None]
+                m_t = (o_t < TAPS[j])[:, None, None] & m_p[None, :, None]
                 m_t = m_t & (i_h >= 0) & (i_h < height) & (i_w >= 0) & (i_w < width)
                 b_u = tl.load(p_u + (y_shift * u_strides[2] + x_shift * u_strides[3]), mask=m_t & m_c, other=0.0)
                 b_dw += b_u.to(tl.float32) * b_g[None, :, :]
                 if BIASED:
                     b_db += b_g
-            p_dw = p_part + first + o_c[None, :] * TAPS + o_t[:, None]
-            tl.store(p_dw, tl.sum(b_dw, 1), mask=(o_t < TAPS)[:, None] & (o_c < C)[None, :])
+            p_dw = p_part + first + o_c[None, :] * TAPS[j] + o_t[:, None]
+            tl.store(p_dw, tl.sum(b_dw, 1), mask=(o_t < TAPS[j])[:, None] & (o_c < C)[None, :])
             if BIASED:
-                tl.store(p_part + first + C * TAPS + o_c, tl.sum(b_db, 0), mask=o_c < C)
-        first += C * TAPS + (C if BIASED else 0)
+                tl.store(p_part + first + C * TAPS[j] + o_c, tl.sum(b_db, 0), mask=o_c < C)
+        first += C * TAPS[j] + (C if BIASED else 0)
 
 
 def pack(u: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -237,6 +237,7 @@ def depthwise_weight_gradients(
         C=c,
         KHS=heights,
         KWS=widths,
+        TAPS=taps,
         BIASED=d_biases is not None,
         ROW=partials.shape[1],
         BC=channels,

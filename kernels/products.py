@@ -23,7 +23,6 @@ from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch, s
 from fastsr.kernels.maps import map_offsets, tile_of_image
 from fastsr.kernels.partials import empty_partials, sum_partials
 
-MAX_REDUCED = 64  # channels that one tl.dot sums over
 MAX_COLUMNS = 64  # channels of a tile of the weight gradient
 MAX_PARTS = 128  # rows of partial sums of the weight gradients
 
@@ -167,8 +166,9 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output]) -> None:
     first = xs[0]
     n, _, h, w = first.shape
     inputs, channels = tuple(x.shape[1] for x in xs), tuple(o.y.shape[1] for o in outputs)
-    config = tile("product", first, inputs=sum(inputs), outputs=max(channels), bytes=first.element_size())
-    config["BN"] = block(max(channels), MIN_DOT, config["BN"])
+    shape = {"inputs": sum(inputs), "outputs": max(channels), "bytes": first.element_size(), "maps": len(outputs)}
+    config = tile("product", first, **shape)
+    config |= {"BN": block(max(channels), MIN_DOT, config["BN"]), "BK": block(max(inputs), MIN_DOT, config["BK"])}
     matrices = tuple(m for o in outputs for m in o.weights)
     shortcuts, grads = tuple(o.shortcut for o in outputs), tuple(o.grad for o in outputs)
     launch(
@@ -192,7 +192,6 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output]) -> None:
         OUTPUTS=channels,
         FORMS=tuple(o.form for o in outputs),
         PRECISION=dot_precision(first),
-        BK=block(max(inputs), MIN_DOT, MAX_REDUCED),
         **config,
     )
 

@@ -9,13 +9,23 @@ from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import reference_because, select
+from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TAPS = 63  # of the CPU kernel (csrc/cpu/isa/alk_conv.h)
+MAX_TAPS = {"cpu": 63, "triton": LIMITS["alk_conv"]["t"]}  # 63: csrc/cpu/isa/alk_conv.h
+MAX_CHANNELS = LIMITS["alk_conv"]["k"]  # of the Triton kernels
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -47,8 +57,15 @@ def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
 def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
     """Whether the backend for these tensors is plain PyTorch."""
     chosen = select(op, x)
-    if chosen == "cpu" and weights.lora1_weight.shape[2] > MAX_TAPS:
-        chosen = reference_because(op, f"a kernel of {weights.lora1_weight.shape[2]} taps exceeds {MAX_TAPS}")
+    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    if chosen in MAX_TAPS and taps > MAX_TAPS[chosen]:
+        chosen = reference_because(op, f"a kernel of {taps} taps exceeds {MAX_TAPS[chosen]}")
+    elif chosen == "triton" and channels > MAX_CHANNELS:
+        chosen = reference_because(op, f"{channels} channels exceed {MAX_CHANNELS}, which a program holds at once")
+    elif chosen == "triton" and x.shape[3] * channels * taps >= 2**31:
+        chosen = reference_because(
+            op, f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
+        )
     return chosen == "reference"
 
 
@@ -81,6 +98,7 @@ define(
     backward=_backward,
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
+register_triton("alk_conv", KERNEL_DTYPES)
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
@@ -104,7 +122,7 @@ def pack_alk_conv(
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
     """
-    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS:
+    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS["cpu"]:
         return None
     with torch.no_grad():
         return torch.ops.fastsr.alk_conv_pack(*weights, d_weight, d_bias)

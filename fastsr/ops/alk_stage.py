@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsr import reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import define, empty_map, register_cpu, register_triton, takes_packed
 from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
 from fastsr.reference import ALKConvWeights
 
@@ -45,6 +45,7 @@ define(
     backward=_backward,
 )
 register_cpu("alk_stage", KERNEL_DTYPES)
+register_triton("alk_stage", KERNEL_DTYPES)
 
 
 def alk_stage(

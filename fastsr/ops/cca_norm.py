@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, define_over, empty_map, may_overwrite, register_cpu
+from fastsr.ops._define import define, define_over, empty_map, may_overwrite, register_cpu, register_triton
 
 _TENSORS = 8  # x, shortcut, four of the attention, two of the norm
 
@@ -66,6 +66,7 @@ define_over(
     "(Tensor(a!) x, Tensor shortcut, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, "
     "Tensor? norm_weight, Tensor? norm_bias, float eps) -> ()",
 )
+register_triton("cca_norm")
 
 
 def cca_norm(

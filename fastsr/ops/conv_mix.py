@@ -9,11 +9,14 @@ from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import reference_because, select
+from fastsr._shapes import LIMITS
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_triton
 from fastsr.reference import Activation
 
-TRITON_MAX_CHANNELS = 128  # one program holds all channels of its pixels, and both 1x1 weights in shared memory
+TRITON_MAX_CHANNELS = LIMITS["conv_mix"][
+    "c"
+]  # one program holds all channels of its pixels, and both 1x1 weights in shared memory
 
 _WEIGHTS = (
     "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "

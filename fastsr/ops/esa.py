@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastsr import reference
 from fastsr._dispatch import reference_because, select
+from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
@@ -24,7 +25,7 @@ from fastsr.ops._define import (
 )
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
-TRITON_MAX_CHANNELS, TRITON_MAX_INNER = 128, 32  # one program holds all channels of its pixels
+TRITON_MAX_CHANNELS, TRITON_MAX_INNER = LIMITS["esa"]["c"], LIMITS["esa"]["f"]
 
 
 def esa_min_size(conv2_padding: int) -> int:

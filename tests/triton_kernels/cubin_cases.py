@@ -20,7 +20,8 @@ class Case:
 
     `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
     counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels may use no
-    stack.
+    stack. `double` names the kernels that compute in float64 on purpose, `alone` those
+    of which a multiprocessor holds one program only.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Case:
     channels: int = 64
     stack: int = 0
     shared: int = PORTABLE_SHARED
+    double: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     architectures: tuple[int, ...] = (80, 90, 100, 120)
 
 
@@ -48,6 +51,17 @@ def mix_weights(dtype: torch.dtype) -> list[Tensor]:
     """Of conv_mix with MLRN's 58 channels."""
     shapes = ((58, 1, 3, 3), (58,), (58, 58, 1, 1), (58,), (58, 58, 1, 1), (58,))
     return [weight(*shape, dtype=dtype) for shape in shapes]
+
+
+def large(taps: int, k: int = 64, dtype: torch.dtype = FP16) -> list[Tensor]:
+    """Of alk_conv with 64 channels in and k out."""
+    shapes = ((k, 64, 1, 1), (k, 1, taps, 1), (k,), (k, 1, 1, taps), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
+    return [weight(*shape, dtype=dtype) for shape in shapes]
+
+
+def attention_weights() -> list[Tensor]:
+    """Of cca_norm with 64 channels."""
+    return [weight(*shape) for shape in ((4, 64, 1, 1), (4,), (64, 4, 1, 1), (64,))]
 
 
 def esa_weights(channels: int, count: int) -> list[Tensor]:
@@ -171,6 +185,64 @@ CASES: list[Case] = [
         "esa_blueprint_backward",
         "esa",
         lambda k: k.esa_backward(patches(64), patches(64), esa_weights(64, 18), 1),
+        stack=64,
+    ),
+    Case(
+        "cca_norm",
+        "cca_norm",
+        lambda k: k.cca_norm(image(), image(), *attention_weights(), weight(64), weight(64), 1e-5),
+        double=("channel_attention.attention_kernel",),
+    ),
+    Case(
+        "cca_norm_backward",
+        "cca_norm",
+        lambda k: k.cca_norm_backward(
+            patches(), patches(), weight(64, 2, 64, dtype=torch.float64), *attention_weights(), weight(64), 1e-5
+        ),
+        stack=64,
+        double=("channel_attention.scale_kernel", "channel_attention.attention_backward_kernel"),
+    ),
+    Case(
+        "alk_conv",
+        "alk_conv",
+        lambda k: k.alk_conv(image(), *large(9, 32), 1e-6, 1),
+        channels=32,
+        alone=("alk_toeplitz.mix_kernel",),
+    ),
+    Case(
+        "alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0), alone=("alk_toeplitz.mix_kernel",)
+    ),
+    Case(
+        "alk_stage",
+        "alk_stage",
+        lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6),
+        alone=("alk_toeplitz.mix_kernel",),
+    ),
+    Case(
+        "alk_stage_31_taps",
+        "alk_stage",
+        lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(31), 1e-6),
+    ),
+    Case(
+        "alk_conv_31_taps_backward",
+        "alk_conv",
+        lambda k: k.alk_conv_backward(patches(), patches(), *large(31), 1e-6, 0),
+        stack=64,
+        architectures=(80, 90),
+    ),
+    Case(
+        "alk_stage_float",
+        "alk_stage",
+        lambda k: k.alk_stage(
+            image(dtype=FP32), weight(32, 64, 1, 1, dtype=FP32), weight(32, dtype=FP32), *large(9, dtype=FP32), 1e-6
+        ),
+    ),
+    Case(
+        "alk_stage_backward",
+        "alk_stage",
+        lambda k: k.alk_stage_backward(
+            patches(32), patches(), patches(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6
+        ),
         stack=64,
     ),
 ]

@@ -1,4 +1,4 @@
-"""The Triton convolutions read nothing that was not written, and write nothing beside their outputs."""
+"""The Triton kernels read nothing that was not written, and write nothing beside their outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastsr
 from fastsr import ops
-from fastsr.ops import PlainESAWeights
+from fastsr.ops import ALKConvWeights, PlainESAWeights
 
 DEVICE = device_of("triton")
 
@@ -41,7 +41,19 @@ def esa() -> Case:
     return lambda x, *weights: ops.esa(x, PlainESAWeights(*weights)), inputs
 
 
-CASES = (conv3x3_gelu, conv_mix, upsample, esa)
+def alk_conv() -> Case:
+    shapes = ((7, 5, 1, 1), (7, 1, 5, 1), (7,), (7, 1, 1, 5), (7,), (7, 1, 3, 3), (7,), (7,), (7,))
+    inputs = [feature_map((1, 5, 5, 9), "nhwc"), *(weight(*s, seed=i) for i, s in enumerate(shapes))]
+    return lambda x, *weights: ops.alk_conv(x, ALKConvWeights(*weights)), inputs
+
+
+def cca_norm() -> Case:
+    maps = [feature_map((2, 5, 5, 9), "nhwc", seed=seed) for seed in range(2)]
+    shapes = ((2, 5, 1, 1), (2,), (5, 2, 1, 1), (5,), (5,), (5,))
+    return ops.cca_norm, [*maps, *(weight(*s, seed=i) for i, s in enumerate(shapes))]
+
+
+CASES = (conv3x3_gelu, conv_mix, upsample, esa, alk_conv, cca_norm)
 
 
 @pytest.fixture
