@@ -11,11 +11,12 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, takes_packed
+from fastsr.ops._define import can_pack, define, define_packed, empty_map, register_cpu, register_cuda, takes_packed
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_TAPS = 63  # of the CPU kernel (csrc/cpu/isa/alk_conv.h)
+CUDA_MAX_TAPS, CUDA_MAX_CHANNELS = 33, 128  # csrc/cuda/alk.h
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -46,9 +47,12 @@ def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
 
 def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
     """Whether the backend for these tensors is plain PyTorch."""
-    chosen = select(op, x)
-    if chosen == "cpu" and weights.lora1_weight.shape[2] > MAX_TAPS:
-        chosen = reference_because(op, f"a kernel of {weights.lora1_weight.shape[2]} taps exceeds {MAX_TAPS}")
+    chosen, taps, k = select(op, x), weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    most = {"cpu": MAX_TAPS, "cuda": CUDA_MAX_TAPS}.get(chosen, taps)
+    if taps > most:
+        chosen = reference_because(op, f"a kernel of {taps} taps exceeds {most}")
+    elif chosen == "cuda" and k > CUDA_MAX_CHANNELS:
+        chosen = reference_because(op, f"{k} channels out exceed {CUDA_MAX_CHANNELS}")
     return chosen == "reference"
 
 
@@ -71,16 +75,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, None, None)
 
 
+SCHEMA = f"(Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> Tensor"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})"
+)
+
 define(
     "alk_conv",
-    f"(Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> Tensor",
-    f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
+register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
