@@ -94,8 +94,7 @@ __device__ __forceinline__ void distil_tile(const AlkForward<T>& a, int64_t n, i
 }
 
 template <class T, int S, Gelu Form>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && S == 24 ? 2 : 1)
-    alk_forward_kernel(const AlkForward<T> a) {
+__global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(const AlkForward<T> a) {
   using P = ForwardPlane<T, S>;
   FASTSR_SHARED_MEMORY(memory);
   T* planes = reinterpret_cast<T*>(memory);
@@ -124,7 +123,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && S == 24 ? 2 : 1)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float down[4] = {b0, b0, b0, b0}, across[4] = {b1, b1, b1, b1}, small[4] = {b2, b2, b2, b2};
-        convolve<P>(plane, f, half, down, across, small);
+        convolve_down<P>(plane, f, half, down);
+        convolve_across<P>(plane, f, half, across);
+        convolve_small<P>(plane, f, half, small);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           v[half][j] = gelu<Form>(down[j]) + gelu<Form>(across[j]) + gelu<Form>(small[j]);
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && S == 24 ? 2 : 1)
     __syncthreads();
     if (a.raw || pass + 1 < passes) {
       for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
-        const Eight<T> v = read_pixels<P>(planes, block, group);
+        const Eight<T> v = read_pixels<P>(planes, P::kSize, block, group);
         if (inside) a.y.store(a.y.at(n, y, x), c, v);
       });
       __syncthreads();
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && S == 24 ? 2 : 1)
   const float *gamma = a.vectors + 3 * padded_k, *beta = gamma + padded_k;
   for (int pass = 0; pass < passes; ++pass) {
     for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
-      Eight<T> v = read_pixels<P>(planes, block, group);
+      Eight<T> v = read_pixels<P>(planes, P::kSize, block, group);
       if (!inside) return;
       const int64_t to = a.y.at(n, y, x);
       if (pass + 1 < passes) v = a.y.load(to, c);

@@ -57,9 +57,9 @@ AlkPack<T> alk_pack_of(const AlkCall& call, bool backward) {
   at.distil = at.vectors + 5 * padded_k;
   at.distil_bias = at.distil + static_cast<int64_t>(blocks_of(s.d)) * blocks_of(s.c) * kWords;
   at.back = at.distil_bias + blocks_of(s.d) * kBlock;
-  at.taps = at.back;
-  if (backward) at.taps += static_cast<int64_t>(blocks_of(s.c)) * blocks_of(padded_to_eight(s.k) + s.d) * kWords;
-  at.end = at.taps + (backward ? (2 * s.taps + 9) * padded_k : 0);
+  at.reversed = at.back;
+  if (backward) at.reversed += static_cast<int64_t>(blocks_of(s.c)) * blocks_of(padded_to_eight(s.k) + s.d) * kWords;
+  at.end = at.reversed + (backward ? s.k * filter : 0);
   Parameter* parameters = &a.w.d_weight;
   for (int i = 0; i < 11; ++i) parameters[i] = {call.parameters[i], static_cast<int>(call.parameter_dtype)};
   return a;
@@ -112,6 +112,11 @@ cudaError_t start_alk_forward(const AlkForward<T>& a, int64_t accuracy, cudaStre
       return start_alk_forward<T, 48, Gelu::kTail>(a, stream);
   }
 }
+
+// Compiled with the forward, and used by the backward.
+extern template cudaError_t start_alk_forward(const AlkForward<float>&, int64_t, cudaStream_t);
+extern template cudaError_t start_alk_forward(const AlkForward<Half>&, int64_t, cudaStream_t);
+extern template cudaError_t start_alk_forward(const AlkForward<BFloat16>&, int64_t, cudaStream_t);
 
 template <class T>
 cudaError_t alk_forward_as(const AlkCall& call, cudaStream_t stream) {

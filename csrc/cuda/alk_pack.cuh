@@ -25,9 +25,9 @@ struct AlkParameters {
       norm_weight, norm_bias;
 };
 
-// Where the parts begin, in words, each on 16 bytes. `back` and `taps` are for the backward only.
+// Where the parts begin, in words, each on 16 bytes. `back` and `reversed` are for the backward only.
 struct AlkPacked {
-  int64_t rows, filters, vectors, distil, distil_bias, back, taps, end;
+  int64_t rows, filters, vectors, distil, distil_bias, back, reversed, end;
 };
 
 template <class T>
@@ -80,19 +80,26 @@ __device__ __forceinline__ uint32_t row_word(int64_t i, int inputs, Weight weigh
   return as_word<T>(weight(output, input), weight(output, input + 1));
 }
 
-// Word `i` of the filters: per channel, registers of the lanes (`Plane::kRegisters`), or taps in float32.
+// Word `i` of the filters, reversed if asked for: per channel, registers of the lanes (`Plane::kRegisters`), or taps in
+// float32.
 template <class T>
-__device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a) {
+__device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a, bool reversed) {
   const int margin = a.side / 2 - 8, window = 2 * margin + 1, shift = margin - a.filter_taps / 2;
   const auto large = [&](const Parameter& p, int channel, int tap) {
     tap -= shift;
-    return tap >= 0 && tap < a.filter_taps ? p[static_cast<int64_t>(channel) * a.filter_taps + tap] : 0.f;
+    if (tap < 0 || tap >= a.filter_taps) return 0.f;
+    return p[static_cast<int64_t>(channel) * a.filter_taps + (reversed ? a.filter_taps - 1 - tap : tap)];
+  };
+  const auto small = [&](int channel, int row, int tap) {
+    if (tap < 0 || tap >= 3) return 0.f;
+    return a.w.small_weight[channel * 9 + (reversed ? 8 - 3 * row - tap : 3 * row + tap)];
   };
   if constexpr (sizeof(T) == 4) {
     const int words = (2 * window + 9 + 3) / 4 * 4, tap = i % words, channel = static_cast<int>(i / words);
     if (tap < window) return as_word<T>(large(a.w.lora1_weight, channel, tap), 0.f);
     if (tap < 2 * window) return as_word<T>(large(a.w.lora2_weight, channel, tap - window), 0.f);
-    if (tap < 2 * window + 9) return as_word<T>(a.w.small_weight[channel * 9 + tap - 2 * window], 0.f);
+    const int in_small = tap - 2 * window;
+    if (in_small < 9) return as_word<T>(small(channel, in_small / 3, in_small % 3), 0.f);
     return 0;
   } else {
     const int across = (a.side - 8) / 8, down = a.side / 8, registers = across + 6 + down;
@@ -105,8 +112,7 @@ __device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a) 
     if (r < across + 6) {
       const int row = (r - across) / 2, start = (margin - 1) / 4 * 4;
       const int tap = start + 4 * t + (r - across) % 2 * 2 - g - margin + 1;
-      const auto small = [&](int j) { return j >= 0 && j < 3 ? a.w.small_weight[channel * 9 + 3 * row + j] : 0.f; };
-      return as_word<T>(small(tap), small(tap + 1));
+      return as_word<T>(small(channel, row, tap), small(channel, row, tap + 1));
     }
     if (r < registers) {
       const int tap = 8 * (r - across - 6) + 2 * t - g;
@@ -129,35 +135,29 @@ __global__ void __launch_bounds__(kThreads) alk_pack_kernel(const AlkPack<T> a) 
   if (i < at.filters) {
     word = row_word<T>(i - at.rows, a.c, [&](int o, int j) { return pointwise(a.w.pw_weight, a.k, o, j); });
   } else if (i < at.vectors) {
-    word = filter_word<T>(i - at.filters, a);
+    word = filter_word<T>(i - at.filters, a, false);
   } else if (i < at.distil) {
     const int which = static_cast<int>((i - at.vectors) / padded_k),
               channel = static_cast<int>((i - at.vectors) % padded_k);
-    const Parameter* parts[5] = {&a.w.lora1_bias, &a.w.lora2_bias, &a.w.small_bias, &a.w.norm_weight, &a.w.norm_bias};
-    word = __float_as_uint(channel < a.k ? (*parts[which])[channel] : 0.f);
+    const Parameter& part = which == 0   ? a.w.lora1_bias
+                            : which == 1 ? a.w.lora2_bias
+                            : which == 2 ? a.w.small_bias
+                            : which == 3 ? a.w.norm_weight
+                                         : a.w.norm_bias;
+    word = __float_as_uint(channel < a.k ? part[channel] : 0.f);
   } else if (i < at.distil_bias) {
     word = product_word<T>(i - at.distil, a.c, [&](int o, int j) { return pointwise(a.w.d_weight, a.d, o, j); });
   } else if (i < at.back) {
     word = __float_as_uint(i - at.distil_bias < a.d ? a.w.d_bias[i - at.distil_bias] : 0.f);
-  } else if (i < at.taps) {  // inputs are u's gradients and then D's, outputs are x's
+  } else if (i < at.reversed) {  // inputs are u's gradients and then D's, outputs are x's
     const int k8 = padded_to_eight(a.k);
     word = product_word<T>(i - at.back, k8 + a.d, [&](int o, int j) {
       if (o >= a.c || (j >= a.k && j < k8) || j >= k8 + a.d) return 0.f;
       return j < a.k ? a.w.pw_weight[static_cast<int64_t>(j) * a.c + o]
                      : a.w.d_weight[static_cast<int64_t>(j - k8) * a.c + o];
     });
-  } else {  // [tap][channel], for the transposed convolutions
-    const int tap = static_cast<int>((i - at.taps) / padded_k), channel = static_cast<int>((i - at.taps) % padded_k);
-    float w = 0.f;
-    if (channel < a.k) {
-      if (tap < a.filter_taps)
-        w = a.w.lora1_weight[static_cast<int64_t>(channel) * a.filter_taps + tap];
-      else if (tap < 2 * a.filter_taps)
-        w = a.w.lora2_weight[static_cast<int64_t>(channel) * a.filter_taps + tap - a.filter_taps];
-      else
-        w = a.w.small_weight[channel * 9 + tap - 2 * a.filter_taps];
-    }
-    word = __float_as_uint(w);
+  } else {
+    word = filter_word<T>(i - at.reversed, a, true);
   }
   a.to[i] = word;
 }

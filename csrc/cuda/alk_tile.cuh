@@ -36,7 +36,8 @@ struct Plane {
   static constexpr int kRow = S == 48 ? 56 : S == 24 ? 24 : 40;
   // Puts the tile's first column on 16 bytes, which the transposed matrix loads need.
   static constexpr int kStart = kTensorCores && kMargin % 8 == 4 ? 4 : 0;
-  static constexpr int kSize = S * kRow + (kTensorCores ? 8 : 2);  // elements; the rest keeps planes off one bank
+  static constexpr int kSize = S * kRow + (kTensorCores ? 8 : 2);    // elements; the rest keeps planes off one bank
+  static constexpr int kResults = kPixels + (kTensorCores ? 8 : 2);  // the same for results alone
   static constexpr int kPerWarp = PerWarp;
   static constexpr int kChannels = kWarps * kPerWarp;  // of one pass
   static constexpr int kBytes = kChannels * kSize * static_cast<int>(sizeof(T));
@@ -158,31 +159,24 @@ struct Filters {
   }
 };
 
-// The three convolutions of one plane in columns [8 half, 8 half + 8) of the tile, added to `down` (kx1), `across`
-// (1xk) and `small` (3x3). Lane (g, t) holds rows g, g, g + 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
+// The three convolutions of one plane in columns [8 half, 8 half + 8) of the tile, each added to `sum`. Lane (g, t)
+// holds rows g, g, g + 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
+
+// 16 columns of a row and of the eighth below it times two registers of a Toeplitz matrix. Four adjacent pixels a lane:
+// the packed filters have their rows in this order.
 template <class P, class T = typename P::T>
-__device__ __forceinline__ void convolve(const T* plane, const Filters<P>& f, int half, float (&down)[4],
-                                         float (&across)[4], float (&small)[4]) {
+__device__ __forceinline__ void multiply_rows(const T* row, uint32_t b0, uint32_t b1, float (&sum)[4]) {
+  const int t = threadIdx.x % 4;
+  const uint2 a = *reinterpret_cast<const uint2*>(row + 4 * t);
+  const uint2 b = *reinterpret_cast<const uint2*>(row + 8 * P::kRow + 4 * t);
+  mma_k16<T>(sum, a.x, b.x, a.y, b.y, b0, b1);
+}
+
+// kx1: Toeplitz x data.
+template <class P, class T = typename P::T>
+__device__ __forceinline__ void convolve_down(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if constexpr (P::kTensorCores) {
-    const T* corner = plane + P::kStart + (g + P::kMargin) * P::kRow + 8 * half;
-    // Four adjacent pixels a lane: the packed filters have their rows in this order.
-    const auto sixteen = [&](float (&sum)[4], const T* row, uint32_t b0, uint32_t b1) {
-      const uint2 a = *reinterpret_cast<const uint2*>(row + 4 * t);
-      const uint2 b = *reinterpret_cast<const uint2*>(row + 8 * P::kRow + 4 * t);
-      mma_k16<T>(sum, a.x, b.x, a.y, b.y, b0, b1);
-    };
-#pragma unroll
-    for (int i = 0; i + 1 < P::kAcross; i += 2) sixteen(across, corner + 8 * i, f.r[i], f.r[i + 1]);
-    if constexpr (P::kAcross % 2 == 1) {
-      const T* row = corner + 8 * (P::kAcross - 1) + 2 * t;
-      mma_k8<T>(across, *reinterpret_cast<const uint32_t*>(row), *reinterpret_cast<const uint32_t*>(row + 8 * P::kRow),
-                f.r[P::kAcross - 1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 3; ++i)
-      sixteen(small, corner + (i - 1) * P::kRow + P::kSmallStart, f.r[P::kAcross + 2 * i], f.r[P::kAcross + 2 * i + 1]);
-
     const uint32_t* a = f.r + P::kAcross + 6;  // of rows g; those of rows g + 8 are the step before
 #pragma unroll
     for (int j = 0; j < P::kDown; j += 4) {
@@ -193,39 +187,81 @@ __device__ __forceinline__ void convolve(const T* plane, const Filters<P>& f, in
       for (int i = 0; i < 4 && j + i < P::kDown; i += 2) {
         const uint32_t before = j + i > 0 ? a[j + i - 1] : 0;
         if (j + i + 1 < P::kDown)
-          mma_k16<T>(down, a[j + i], before, a[j + i + 1], a[j + i], b[i], b[i + 1]);
+          mma_k16<T>(sum, a[j + i], before, a[j + i + 1], a[j + i], b[i], b[i + 1]);
         else
-          mma_k8<T>(down, a[j + i], before, b[i]);
+          mma_k8<T>(sum, a[j + i], before, b[i]);
       }
     }
   } else {
-    const float* corner = plane + g * P::kRow + 8 * half + 2 * t;
-    const float *tap_down = f.taps, *tap_across = f.taps + P::kWindow, *tap_small = f.taps + 2 * P::kWindow;
-#pragma unroll
-    for (int hi = 0; hi < 2; ++hi) {
-      const float* from = corner + 8 * hi * P::kRow;
+    const float* from = plane + g * P::kRow + P::kMargin + 8 * half + 2 * t;
 #pragma unroll 3
-      for (int i = 0; i < P::kWindow; ++i) {
-        const float2 v = *reinterpret_cast<const float2*>(from + i * P::kRow + P::kMargin);
-        down[2 * hi] = fmaf(tap_down[i], v.x, down[2 * hi]);
-        down[2 * hi + 1] = fmaf(tap_down[i], v.y, down[2 * hi + 1]);
-      }
-      const float* row = from + P::kMargin * P::kRow;
-#pragma unroll 3
-      for (int i = 0; i < P::kWindow; ++i) {
-        across[2 * hi] = fmaf(tap_across[i], row[i], across[2 * hi]);
-        across[2 * hi + 1] = fmaf(tap_across[i], row[i + 1], across[2 * hi + 1]);
-      }
+    for (int i = 0; i < P::kWindow; ++i)
 #pragma unroll
-      for (int i = 0; i < 3; ++i)
-#pragma unroll
-        for (int j = 0; j < 3; ++j) {
-          const float* v = row + (i - 1) * P::kRow + P::kMargin - 1 + j;
-          small[2 * hi] = fmaf(tap_small[3 * i + j], v[0], small[2 * hi]);
-          small[2 * hi + 1] = fmaf(tap_small[3 * i + j], v[1], small[2 * hi + 1]);
-        }
-    }
+      for (int hi = 0; hi < 2; ++hi) {
+        const float2 v = *reinterpret_cast<const float2*>(from + (i + 8 * hi) * P::kRow);
+        sum[2 * hi] = fmaf(f.taps[i], v.x, sum[2 * hi]);
+        sum[2 * hi + 1] = fmaf(f.taps[i], v.y, sum[2 * hi + 1]);
+      }
   }
+}
+
+// 1xk: data x Toeplitz.
+template <class P, class T = typename P::T>
+__device__ __forceinline__ void convolve_across(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const T* corner = plane + P::kStart + (g + P::kMargin) * P::kRow + 8 * half;
+  if constexpr (P::kTensorCores) {
+#pragma unroll
+    for (int i = 0; i + 1 < P::kAcross; i += 2) multiply_rows<P>(corner + 8 * i, f.r[i], f.r[i + 1], sum);
+    if constexpr (P::kAcross % 2 == 1) {
+      const T* row = corner + 8 * (P::kAcross - 1) + 2 * t;
+      mma_k8<T>(sum, *reinterpret_cast<const uint32_t*>(row), *reinterpret_cast<const uint32_t*>(row + 8 * P::kRow),
+                f.r[P::kAcross - 1]);
+    }
+  } else {
+    const float* taps = f.taps + P::kWindow;
+#pragma unroll 3
+    for (int i = 0; i < P::kWindow; ++i)
+#pragma unroll
+      for (int hi = 0; hi < 2; ++hi) {
+        const float* v = corner + 8 * hi * P::kRow + 2 * t + i;
+        sum[2 * hi] = fmaf(taps[i], v[0], sum[2 * hi]);
+        sum[2 * hi + 1] = fmaf(taps[i], v[1], sum[2 * hi + 1]);
+      }
+  }
+}
+
+// 3x3: data x Toeplitz for each row of the filter.
+template <class P, class T = typename P::T>
+__device__ __forceinline__ void convolve_small(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const T* corner = plane + P::kStart + (g + P::kMargin - 1) * P::kRow + 8 * half;
+  if constexpr (P::kTensorCores) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i)
+      multiply_rows<P>(corner + i * P::kRow + P::kSmallStart, f.r[P::kAcross + 2 * i], f.r[P::kAcross + 2 * i + 1],
+                       sum);
+  } else {
+    const float* taps = f.taps + 2 * P::kWindow;
+#pragma unroll
+    for (int i = 0; i < 3; ++i)
+#pragma unroll
+      for (int j = 0; j < 3; ++j)
+#pragma unroll
+        for (int hi = 0; hi < 2; ++hi) {
+          const float* v = corner + (i + 8 * hi) * P::kRow + P::kMargin - 1 + j + 2 * t;
+          sum[2 * hi] = fmaf(taps[3 * i + j], v[0], sum[2 * hi]);
+          sum[2 * hi + 1] = fmaf(taps[3 * i + j], v[1], sum[2 * hi + 1]);
+        }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float2 pair_at(const T* from) {  // two adjacent numbers
+  if constexpr (sizeof(T) == 4)
+    return *reinterpret_cast<const float2*>(from);
+  else
+    return unpack2<T>(*reinterpret_cast<const uint32_t*>(from));
 }
 
 // Writes a lane's four results of `convolve` into the channel's plane.
@@ -242,24 +278,46 @@ __device__ __forceinline__ void put_results(T* plane, int channel, int half, con
   }
 }
 
-// Reads them back by pixels: lane (g, t) gets pixel g of `group` and its channels [32 block + 8 t, ... + 8).
+// Reads them back by pixels, from planes of `size`: lane (g, t) gets pixel g of `group` and its channels [32 block + 8
+// t, ... + 8).
 template <class P, class T = typename P::T>
-__device__ __forceinline__ Eight<T> read_pixels(const T* planes, int block, int group) {
+__device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int block, int group) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   Eight<T> e;
   if constexpr (P::kTensorCores) {
     // Matrix m has as its rows the channels that become the lanes' m-th pairs.
     const int m = lane / 8, row = lane % 8;
     const int channel = min(kBlock * block + row / 2 * 8 + 2 * m + row % 2, P::kChannels - 1);
-    load_matrices_transposed(e.word, planes + channel * P::kSize + P::group(channel, group));
+    load_matrices_transposed(e.word, planes + channel * size + P::group(channel, group));
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int channel = min(kBlock * block + 8 * t + i, P::kChannels - 1);
-      e.word[i] = __float_as_uint(planes[channel * P::kSize + P::group(channel, group) + g]);
+      e.word[i] = __float_as_uint(planes[channel * size + P::group(channel, group) + g]);
     }
   }
   return e;
+}
+
+// The opposite of `read_pixels` for eight adjacent pixels of one row: writes them to planes at `to` (an element within
+// each plane). `at(channel)` is that element, so that results and u can be placed alike.
+template <class P, class At, class T = typename P::T>
+__device__ __forceinline__ void write_pixels(T* planes, int size, int block, const Eight<T>& e, At at) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  if constexpr (P::kTensorCores) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int channel = kBlock * block + g / 2 * 8 + 2 * m + g % 2;
+      const uint32_t pair = transpose_matrix(e.word[m]);
+      if (channel < P::kChannels) *reinterpret_cast<uint32_t*>(planes + channel * size + at(channel) + 2 * t) = pair;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int channel = kBlock * block + 8 * t + i;
+      if (channel < P::kChannels) planes[channel * size + at(channel) + g] = __uint_as_float(e.word[i]);
+    }
+  }
 }
 
 // Visits the pass's results eight pixels and 32 channels at a time: visit(block, group, the lane's first channel, y, x,

@@ -144,13 +144,14 @@ cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, int s
                    const Arguments& arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const void* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream> > >(arguments);
-  return cudaGetLastError();
+  void* parameters[] = {const_cast<Arguments*>(&arguments)};
+  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), parameters, shared_bytes,
+                          stream);
 }
 
 }  // namespace fastsr::cuda
