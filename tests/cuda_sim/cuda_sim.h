@@ -181,8 +181,9 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
   std::vector<Fiber> fibers(threads);
   static std::vector<char> stacks;
   if (stacks.size() < threads * kStack) stacks.resize(threads * kStack);
-  auto* shared = static_cast<unsigned char*>(std::aligned_alloc(128, std::max(shared_bytes, 1)));
-  state.shared = shared;
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 128, shared_bytes)) return "no memory";
+  state.shared = static_cast<unsigned char*>(shared);
   std::vector<int> order(threads), block_order(blocks);
   std::iota(order.begin(), order.end(), 0);
   std::iota(block_order.begin(), block_order.end(), 0);

@@ -21,7 +21,7 @@ from fastsr.ops._define import empty_map
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
-FLAGS = ("-std=c++20", "-DFASTSR_CUDA_SIM", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi")
+FLAGS = ("-std=c++20", "-DFASTSR_CUDA_SIM", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the codes
 POISON = 0xFF  # a NaN in every format
 
@@ -32,14 +32,14 @@ def compiler() -> str:
     return os.environ.get("CXX", "c++")
 
 
-def build(source: Path, *flags: str) -> Path:
-    """The shared library of `source`, from a cache in the temporary folder if nothing has changed."""
-    inputs = [source, *sorted(KERNELS.glob("*.cuh")), *sorted(KERNELS.glob("*.h")), *sorted(HERE.glob("*.h"))]
-    options = [*FLAGS, *flags]
+def build(source: Path, *flags: str, shared: bool = True) -> Path:
+    """The shared library or program of `source`, from a cache in the temporary folder if nothing has changed."""
+    inputs = [source, *sorted(KERNELS.glob("*.cu*")), *sorted(KERNELS.glob("*.h")), *sorted(HERE.glob("*.h"))]
+    options = [*FLAGS, *(("-shared", "-fPIC") if shared else ()), *flags]
     content = b"".join(path.read_bytes() for path in inputs) + " ".join([compiler(), *options]).encode()
     folder = Path(tempfile.gettempdir()) / f"fastsr-cuda-sim-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    library = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    library = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"
     if not library.exists():
         part = library.with_suffix(f".{os.getpid()}")
         command = [compiler(), *options, f"-I{HERE}", f"-I{KERNELS}", "-o", str(part), str(source)]
