@@ -1,7 +1,7 @@
 """Whether the CUDA C++ kernels can run, and which of them and the Triton kernels a call on a GPU takes.
 
-`fastsr::<op>` has one implementation under the CUDA key: a function that asks `_dispatch` and calls the private operator
-`fastsr::_cuda_<op>`, which the library `_ops_cuda` implements, or the launcher in kernels/<op>.py.
+`fastsr::<op>` has one implementation under the CUDA key: a function that asks `_dispatch` and calls the private
+operator `fastsr::_cuda_<op>`, which the library `_ops_cuda` implements, or the launcher in kernels/<op>.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
 
 
 def define(name: str, schema: str) -> None:
-    """Define `fastsr::_cuda_<name>`, for the compiled library: the public schema, and the accuracy of GELU behind it."""
+    """Define `fastsr::_cuda_<name>`, for the compiled library: the public schema with the accuracy of GELU."""
     arguments, results = schema.split(") -> ", 1)
     LIB.define(f"_cuda_{name}{arguments}, int accuracy) -> {results}")
 

@@ -36,6 +36,8 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int passes = (a.shape.k + P::kChannels - 1) / P::kChannels, padded_k = blocks_of(a.shape.k) * kBlock;
   const int columns = 2 * a.shape.taps + 12;
+  float* partials = a.partials + static_cast<int64_t>(blockIdx.x) * a.shape.k * columns;
+  for (int i = threadIdx.x; i < a.shape.k * columns; i += kThreads) partials[i] = 0.f;
   for (int64_t tile = blockIdx.x; tile < a.shape.tiles; tile += gridDim.x) {
     int64_t n;
     int y0, x0;
@@ -48,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
         write_pixels<P>(gv_planes, P::kResults, block, e, [&](int channel) { return P::group(channel, group); });
       });
       __syncthreads();
+#pragma unroll 1
       for (int i = 0; i < P::kPerWarp; ++i) {
         const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
         if (channel >= a.shape.k) break;
@@ -73,10 +76,10 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
             if (branch == 2) convolve_small<P>(plane, f, half, sum);
 #pragma unroll
             for (int j = 0; j < 4; ++j) grad[branch][half][j] = gv[j] * gelu_derivative(sum[j]);
+            __syncwarp();  // one branch at a time: more would not fit the registers
           }
         }
-        float* to = a.partials + (static_cast<int64_t>(blockIdx.x) * a.shape.k + channel) * columns;
-        add_filter_gradients<P>(plane, grad, a.shape.taps, tile == blockIdx.x, to);
+        add_filter_gradients<P>(plane, grad, a.shape.taps, partials + channel * columns);
         __syncwarp();  // all lanes have read the planes
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

@@ -93,7 +93,7 @@ struct AlkProducts {
 
 // gd
 template <class T>
-__global__ void __launch_bounds__(kThreads) alk_distil_backward_kernel(const AlkProducts<T> a) {
+__global__ void __launch_bounds__(kThreads, 2) alk_distil_backward_kernel(const AlkProducts<T> a) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   int64_t n;
   int y0, x0;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) alk_distil_backward_kernel(const Alk
 
 // dx, which holds gz already if there is a residual.
 template <class T>
-__global__ void __launch_bounds__(kThreads) alk_input_gradient_kernel(const AlkProducts<T> a) {
+__global__ void __launch_bounds__(kThreads, 2) alk_input_gradient_kernel(const AlkProducts<T> a) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   int64_t n;
   int y0, x0;

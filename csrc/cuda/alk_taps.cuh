@@ -38,14 +38,14 @@ __device__ __forceinline__ float diagonal_sum(const float (&product)[Columns][4]
   return x[0] + __shfl_sync(0xffffffffu, x[1], (g + 1) % 8 * 4 + t);
 }
 
-// Adds to `to` [taps of kx1, of 1xk, 9 of 3x3, three biases], or begins it. `grad` is [branch][half][result], as
+// Adds to `to` [taps of kx1, of 1xk, 9 of 3x3, three biases]. `grad` is [branch][half][result], as
 // `convolve_*` gives results.
 template <class P, class T = typename P::T>
-__device__ __forceinline__ void add_filter_gradients(const T* plane, const float (&grad)[3][2][4], int taps, bool first,
+__device__ __forceinline__ void add_filter_gradients(const T* plane, const float (&grad)[3][2][4], int taps,
                                                      float* to) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int shift = P::kMargin - taps / 2;
-  const auto put = [&](int at, float sum) { to[at] = first ? sum : to[at] + sum; };
+  const auto put = [&](int at, float sum) { to[at] += sum; };
 #pragma unroll
   for (int branch = 0; branch < 3; ++branch) {
     float sum = 0.f;
@@ -54,6 +54,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
     sum = warp_sum(sum);
     if (lane == branch) put(2 * taps + 9 + branch, sum);
   }
+  __syncwarp();
   if constexpr (P::kTensorCores) {
     constexpr int kOctaves = (P::kWindow + 7) / 8;
     uint32_t w[2][2];  // [half][row half] of a branch
@@ -80,6 +81,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
         const float sum = diagonal_sum<0>(product, o);
         if (t == 0 && tap >= 0 && tap < taps) put(tap, sum);
       }
+      __syncwarp();  // one product at a time: several would not fit the registers
     }
     // Products over rows: groups of eight columns begin on 16 bytes, that is kStart columns before the plane's first.
     constexpr int kColumns = P::S / 8 + (P::kStart > 0);
@@ -106,6 +108,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
         const float sum = diagonal_sum<P::kStart>(product, o);
         if (t == 0 && tap >= 0 && tap < taps) put(taps + tap, sum);
       }
+      __syncwarp();
     }
     pack(2);
 #pragma unroll
@@ -118,6 +121,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
         const float sum = diagonal_sum<P::kStart>(product, o);
         if (t == 0 && tap >= 0 && tap < 3) put(2 * taps + 3 * i + tap, sum);
       }
+      __syncwarp();
     }
   } else {
     // Every tap is a sum over the lanes; lane i keeps the i-th of 32 until they are written.

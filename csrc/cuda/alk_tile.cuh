@@ -62,11 +62,13 @@ __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const A
   if constexpr (P::kTensorCores) {
     constexpr int kRows = P::kChannels / 16, kColumns = S / 8;
     const int chunks = blocks_of(s.c);
+#pragma unroll 1
     for (int r = warp; r < S; r += kWarps) {
       const int y = y0 - P::kMargin + r;
       const bool inside = y >= 0 && y < s.h;
       float sum[kRows][kColumns][4] = {};
       const uint4* w = reinterpret_cast<const uint4*>(packed) + static_cast<int64_t>(pass) * kRows * chunks * 64 + lane;
+#pragma unroll 1
       for (int c = 0; inside && c < s.c; c += kBlock, w += 64) {
         Eight<T> b[kColumns];
 #pragma unroll
@@ -326,6 +328,7 @@ template <class P, class Visit>
 __device__ __forceinline__ void for_each_result(const AlkShape& s, int y0, int x0, int pass, Visit visit) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int left = min(s.k - pass * P::kChannels, P::kChannels), blocks = blocks_of(left);
+#pragma unroll 1
   for (int i = threadIdx.x / 32; i < 32 * blocks; i += kWarps) {
     const int group = i / blocks, block = i % blocks, c = kBlock * block + 8 * t;
     const int y = y0 + group % 16, x = x0 + group / 16 * 8 + g;

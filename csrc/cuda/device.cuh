@@ -56,6 +56,26 @@ __device__ __forceinline__ float2 unpack2(uint32_t both) {
     return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
 }
 
+// 16 bytes of global memory. The compiler would split stores of a uint4 that it has taken apart.
+__device__ __forceinline__ void load_128(const void* from, uint32_t* to) {
+  asm volatile("ld.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+__device__ __forceinline__ void store_128(void* to, const uint32_t* from) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
+// A number whose multiples the compiler must not compute ahead of a loop, where they would fill registers.
+__device__ __forceinline__ int64_t computed_here(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+
 __device__ __forceinline__ float rsqrt_approx(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,6 +1,8 @@
 // Feature maps with any strides, read and written eight channels at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace fastsr::cuda {
@@ -9,6 +11,7 @@ namespace fastsr::cuda {
 template <class T>
 struct Eight {
   static constexpr int kWords = 2 * sizeof(T);
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
   uint32_t word[kWords];
 
   __device__ __forceinline__ float2 pair(int i) const {  // channels 2 i and 2 i + 1
@@ -49,37 +52,32 @@ struct Map {
   __device__ __forceinline__ Eight<T> load(int64_t offset, int c) const {
     Eight<T> e;
     if (wide && c + 8 <= channels) {
-      const uint4* from = reinterpret_cast<const uint4*>(data + offset + c);
 #pragma unroll
-      for (int i = 0; i < Eight<T>::kWords / 4; ++i) {
-        const uint4 q = from[i];
-        e.word[4 * i] = q.x, e.word[4 * i + 1] = q.y, e.word[4 * i + 2] = q.z, e.word[4 * i + 3] = q.w;
-      }
+      for (int i = 0; i < Eight<T>::kWords; i += 4) load_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
     } else {
+      const int64_t step = computed_here(c_stride);
+      const auto* from = reinterpret_cast<const typename Eight<T>::Bits*>(data + offset + c * step);
+      uint32_t bits[8];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t from = offset + (c + 2 * i) * c_stride;
-        const float low = c + 2 * i < channels ? to_float(data[from]) : 0.f;
-        const float high = c + 2 * i + 1 < channels ? to_float(data[from + c_stride]) : 0.f;
-        e.set_pair(i, low, high);
-      }
+      for (int i = 0; i < 8; ++i, from += step) bits[i] = c + i < channels ? *from : 0;
+#pragma unroll
+      for (int i = 0; i < Eight<T>::kWords; ++i)
+        e.word[i] = sizeof(T) == 4 ? bits[i] : bits[2 * i % 8] | bits[(2 * i + 1) % 8] << 16;
     }
     return e;
   }
   __device__ __forceinline__ void store(int64_t offset, int c, const Eight<T>& e) const {
     if (wide && c + 8 <= channels) {
-      uint4* to = reinterpret_cast<uint4*>(data + offset + c);
 #pragma unroll
-      for (int i = 0; i < Eight<T>::kWords / 4; ++i)
-        to[i] = make_uint4(e.word[4 * i], e.word[4 * i + 1], e.word[4 * i + 2], e.word[4 * i + 3]);
+      for (int i = 0; i < Eight<T>::kWords; i += 4) store_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
     } else {
+      using Bits = typename Eight<T>::Bits;
+      const int64_t step = computed_here(c_stride);
+      Bits* to = reinterpret_cast<Bits*>(data + offset + c * step);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 p = e.pair(i);
-        T* to = data + offset + (c + 2 * i) * c_stride;
-        if (c + 2 * i < channels) to[0] = from_float<T>(p.x);
-        if (c + 2 * i + 1 < channels) to[c_stride] = from_float<T>(p.y);
-      }
+      for (int i = 0; i < 8; ++i, to += step)
+        if (c + i < channels)
+          *to = static_cast<Bits>(sizeof(T) == 4 ? e.word[i % Eight<T>::kWords] : e.word[i / 2] >> (i % 2 * 16));
     }
   }
 };

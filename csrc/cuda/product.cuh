@@ -31,6 +31,7 @@ __device__ __forceinline__ void pixel_product(const Map<T>& in, const int64_t (&
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[m][i] = out[i / 2][2 * m + i % 2];
     const uint4* w = reinterpret_cast<const uint4*>(packed) + lane;
+#pragma unroll 1
     for (int c = 0; c < in.channels; c += kBlock, w += 4 * 32) {
       Eight<T> a[2];
 #pragma unroll

@@ -62,6 +62,11 @@ float2 unpack2(uint32_t both) {
   return {to_float(T{static_cast<uint16_t>(both)}), to_float(T{static_cast<uint16_t>(both >> 16)})};
 }
 
+inline void load_128(const void* from, uint32_t* to) { std::memcpy(to, from, 16); }
+inline void store_128(void* to, const uint32_t* from) { std::memcpy(to, from, 16); }
+
+inline int64_t computed_here(int64_t x) { return x; }
+
 inline float rsqrt_approx(float x) { return 1.f / std::sqrt(x); }
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float tanh_approx(float x) { return std::tanh(x); }

@@ -149,7 +149,9 @@ def test_nan_reaches_its_neighbourhood_and_not_far_beyond() -> None:
     assert rows.max() < 10 + 24 and columns.max() < 10 + 24
 
 
-@pytest.mark.parametrize(("accuracy", "dtype", "bound"), [("exact", HALF, 2e-3), ("fast", HALF, 8e-3), ("fast", FLOAT, 4e-3)])
+@pytest.mark.parametrize(
+    ("accuracy", "dtype", "bound"), [("exact", HALF, 2e-3), ("fast", HALF, 8e-3), ("fast", FLOAT, 4e-3)]
+)
 def test_accuracies(accuracy: str, dtype: torch.dtype, bound: float) -> None:
     x, *w = on_device(stage_inputs((1, 32, 8, 8), 8, 9, dtype))
     with fastsr.backend("reference"):

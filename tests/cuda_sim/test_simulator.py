@@ -81,7 +81,8 @@ def test_a_wrong_fragment_shows(probes: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_rounding_is_that_of_torch(probes: ctypes.CDLL, dtype: torch.dtype) -> None:
     x = torch.cat((torch.randn(2000) * 10.0 ** torch.randint(-9, 6, (2000,)), all_halves().abs().float() * 1.0005))
-    x = torch.cat((x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 65519.9, 65520.0, 2**-25, 3 * 2**-26])))
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 65519.9, 65520.0, 2**-25, 3 * 2**-26]
+    x = torch.cat((x, torch.tensor(special)))
     y = torch.empty_like(x)
     assert probes.probe_round(pointer(x), pointer(y), x.numel(), int(dtype == torch.bfloat16)) is None
     torch.testing.assert_close(y, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
