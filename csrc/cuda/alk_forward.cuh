@@ -187,13 +187,21 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
       Eight<T> shortcut = Eight<T>::zeros();
       if (a.residual) shortcut = a.x.load(a.x.at(n, y, x), c);
       const float2 scale = norm[8 * group + g];
+      float z[8];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 p = v.pair(i), q = shortcut.pair(i);
-        const float low = fmaf(fmaf(p.x, scale.x, scale.y), gamma[c + 2 * i], beta[c + 2 * i]) + q.x;
-        const float high = fmaf(fmaf(p.y, scale.x, scale.y), gamma[c + 2 * i + 1], beta[c + 2 * i + 1]) + q.y;
-        v.set_pair(i, activate<Form>(low, a.activation), activate<Form>(high, a.activation));
+      for (int i = 0; i < 8; i += 4) {
+        const float4 w = *reinterpret_cast<const float4*>(gamma + c + i),
+                     b = *reinterpret_cast<const float4*>(beta + c + i);
+        const float2 p0 = v.pair(i / 2), p1 = v.pair(i / 2 + 1), q0 = shortcut.pair(i / 2),
+                     q1 = shortcut.pair(i / 2 + 1);
+        z[i] = fmaf(fmaf(p0.x, scale.x, scale.y), w.x, b.x) + q0.x;
+        z[i + 1] = fmaf(fmaf(p0.y, scale.x, scale.y), w.y, b.y) + q0.y;
+        z[i + 2] = fmaf(fmaf(p1.x, scale.x, scale.y), w.z, b.z) + q1.x;
+        z[i + 3] = fmaf(fmaf(p1.y, scale.x, scale.y), w.w, b.w) + q1.y;
       }
+      activate_all<Form>(z, a.activation);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v.set_pair(i, z[2 * i], z[2 * i + 1]);
       a.y.store(to, c, v);
     });
   }

@@ -68,14 +68,19 @@ __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const A
       const bool inside = y >= 0 && y < s.h;
       float sum[kRows][kColumns][4] = {};
       const uint4* w = reinterpret_cast<const uint4*>(packed) + static_cast<int64_t>(pass) * kRows * chunks * 64 + lane;
+      int64_t offset[kColumns];  // of the lane's pixels, negative outside the image
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int x = x0 - P::kMargin + 8 * j + g;
+        offset[j] = computed_here(x >= 0 && x < s.w ? in.at(n, y, x) : -1);
+      }
 #pragma unroll 1
       for (int c = 0; inside && c < s.c; c += kBlock, w += 64) {
         Eight<T> b[kColumns];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const int x = x0 - P::kMargin + 8 * j + g;
           b[j] = Eight<T>::zeros();
-          if (x >= 0 && x < s.w) b[j] = in.load(in.at(n, y, x), c + 8 * t);
+          if (offset[j] >= 0) b[j] = in.load(offset[j], c + 8 * t);
         }
 #pragma unroll
         for (int m = 0; m < kRows; ++m) {
@@ -328,12 +333,12 @@ template <class P, class Visit>
 __device__ __forceinline__ void for_each_result(const AlkShape& s, int y0, int x0, int pass, Visit visit) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int left = min(s.k - pass * P::kChannels, P::kChannels), blocks = blocks_of(left);
+  for (int block = 0; block < blocks; ++block)
 #pragma unroll 1
-  for (int i = threadIdx.x / 32; i < 32 * blocks; i += kWarps) {
-    const int group = i / blocks, block = i % blocks, c = kBlock * block + 8 * t;
-    const int y = y0 + group % 16, x = x0 + group / 16 * 8 + g;
-    visit(block, group, pass * P::kChannels + c, y, x, y < s.h && x < s.w && c < left);
-  }
+    for (int group = threadIdx.x / 32; group < 32; group += kWarps) {
+      const int y = y0 + group % 16, x = x0 + group / 16 * 8 + g, c = kBlock * block + 8 * t;
+      visit(block, group, pass * P::kChannels + c, y, x, y < s.h && x < s.w && c < left);
+    }
 }
 
 }  // namespace fastsr::cuda

@@ -65,10 +65,15 @@ __device__ __forceinline__ float gelu_derivative(float x) {
   return fmaf(x * tail.y, 0.3989422804014327f, x < 0.f ? tail.x : 1.f - tail.x);
 }
 
-template <Gelu Form>
-__device__ __forceinline__ float activate(float x, int activation) {
-  if (activation == kGelu) return gelu<Form>(x);
-  return activation == kLeaky && x < 0.f ? x * kLeakySlope : x;
+template <Gelu Form, int Count>
+__device__ __forceinline__ void activate_all(float (&x)[Count], int activation) {
+  if (activation == kGelu) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) x[i] = gelu<Form>(x[i]);
+  } else if (activation == kLeaky) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) x[i] = x[i] < 0.f ? x[i] * kLeakySlope : x[i];
+  }
 }
 
 __device__ __forceinline__ float activation_derivative(float x, int activation) {

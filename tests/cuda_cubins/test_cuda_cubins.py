@@ -43,8 +43,12 @@ def test_every_kernel_is_compiled_for_every_architecture(kernels: dict[str, dict
     assert len({frozenset(names) for names in by_architecture.values()}) == 1
 
 
-def test_no_stack_no_local_memory_no_double_precision(kernels: dict[str, dict[str, Any]]) -> None:
-    assert {k: v for k, v in kernels.items() if v["stack"] or v["local"] or v["double"]} == {}
+def test_no_stack_but_a_little_in_the_norm_s_backward_and_no_double_precision(
+    kernels: dict[str, dict[str, Any]],
+) -> None:
+    allowed = {k: 64 if k.startswith("alk_norm_backward_kernel") else 0 for k in kernels}
+    assert {k: v for k, v in kernels.items() if v["stack"] > allowed[k] or v["double"]} == {}
+    assert {k: v for k, v in kernels.items() if v["local"] and not v["stack"]} == {}
 
 
 def test_registers_leave_room_for_two_programs(kernels: dict[str, dict[str, Any]]) -> None:

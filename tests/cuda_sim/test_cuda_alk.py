@@ -23,9 +23,9 @@ DEVICE = kc.device_of("cuda")
 
 # [N, C, H, W], K, taps, activation: several tiles, sides below one, padded channels, more than one pass of channels.
 CASES: tuple[tuple[tuple[int, int, int, int], int, int, Activation], ...] = (
-    ((1, 64, 19, 34), 64, 9, "none"),
+    ((1, 64, 18, 17), 64, 9, "none"),
     ((2, 12, 9, 7), 20, 3, "gelu"),
-    ((1, 58, 5, 17), 80, 7, "gelu"),
+    ((1, 58, 3, 17), 80, 7, "gelu"),
     ((1, 3, 1, 1), 5, 1, "none"),
     ((1, 40, 17, 16), 12, 13, "none"),
 )
@@ -72,7 +72,7 @@ def test_conv_twice_rule(dtype: torch.dtype, shape, k: int, taps: int, activatio
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("shape", "d", "taps"), [((2, 64, 18, 17), 32, 9), ((1, 58, 9, 6), 29, 3), ((1, 20, 33, 5), 3, 5)], ids=str
+    ("shape", "d", "taps"), [((2, 40, 17, 5), 32, 9), ((1, 58, 9, 6), 29, 3), ((1, 20, 33, 5), 3, 5)], ids=str
 )
 def test_stage_twice_rule(dtype: torch.dtype, shape, d: int, taps: int) -> None:
     kc.assert_twice_rule(stage, stage_inputs(shape, d, taps, dtype), "cuda")
@@ -99,7 +99,7 @@ def test_leaky_relu_away_from_its_kink(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
 @pytest.mark.parametrize("layout", kc.LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype) -> None:
-    kc.assert_twice_rule(stage, stage_inputs((2, 24, 6, 11), 12, 9, dtype, layout), "cuda")
+    kc.assert_twice_rule(stage, stage_inputs((2, 10, 6, 11), 5, 5, dtype, layout), "cuda")
 
 
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
@@ -137,7 +137,7 @@ def test_repeats_are_bit_equal_whatever_the_order_of_threads(dtype: torch.dtype)
 
 
 def test_nan_reaches_its_neighbourhood_and_not_far_beyond() -> None:
-    """Toeplitz products multiply zeros by neighbours: at most 16 + 8 pixels from the NaN are touched."""
+    """Toeplitz products multiply zeros by neighbours, but only in tiles whose margin of 4 the NaN lies in."""
     x, *w = on_device(stage_inputs((1, 16, 40, 60), 8, 5, HALF))
     x[0, 3, 10, 10] = torch.nan
     with fastsr.backend("reference"):
@@ -146,7 +146,7 @@ def test_nan_reaches_its_neighbourhood_and_not_far_beyond() -> None:
         found = stage(x, *w)[1].isnan()
     assert found[expected].all()
     rows, columns = found[0].any(0).nonzero(as_tuple=True)
-    assert rows.max() < 10 + 24 and columns.max() < 10 + 24
+    assert rows.max() < 16 and columns.max() < 16
 
 
 @pytest.mark.parametrize(
