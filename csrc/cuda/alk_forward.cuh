@@ -6,7 +6,7 @@
 // One CTA per 16 x 16 tile. u lives in shared memory only, v takes its place channel by channel.
 #pragma once
 
-#include "alk_tile.cuh"
+#include "alk_convolve.cuh"
 #include "gelu.cuh"
 
 namespace fastsr::cuda {

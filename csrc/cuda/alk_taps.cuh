@@ -5,7 +5,7 @@
 // instructions; the sums of the diagonals cost more, but both a fraction of a multiply-add per tap and pixel.
 #pragma once
 
-#include "alk_tile.cuh"
+#include "alk_convolve.cuh"
 #include "gelu.cuh"
 #include "partials.cuh"
 

@@ -37,7 +37,7 @@ def kernels(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_every_kernel_is_compiled_for_every_architecture(kernels: dict[str, dict[str, Any]]) -> None:
     sources = "".join(path.read_text() for path in cuda_cubins.SOURCES[0].parent.glob("*.cuh"))
-    defined = set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*?\)*\)\s+)?(\w+_kernel)\(", sources))
+    defined = set(re.findall(r"__global__ void\b[^{;]*?(\w+_kernel)\(", sources))
     assert {re.split("[<(/]", key)[0] for key in kernels} == defined
     by_architecture = {a: {k.split("/")[0] for k in kernels if k.endswith(f"_{a}")} for a in cuda_cubins.ARCHITECTURES}
     assert len({frozenset(names) for names in by_architecture.values()}) == 1
