@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(shell find csrc -type f)
+SIMULATED := $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
 .PHONY: setup demo test sanitize bench-cpu lint format clean
 
@@ -51,12 +52,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(SIMULATED)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(SIMULATED)
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info fastsr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

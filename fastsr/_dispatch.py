@@ -37,10 +37,17 @@ OPERATORS = (
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 
+# Of an operator's two kinds of GPU kernels, the one to try first, and what says so. Only a measurement on a GPU, with
+# its raw data in benchmarks/results, may change an entry.
+FIRST_ON_GPU: dict[str, tuple[str, str]] = {
+    "alk_conv": ("cuda", "not measured"),
+    "alk_stage": ("cuda", "not measured"),
+}
+FIRST_BY_DEFAULT = ("triton", "not measured")
+
 CanRun = Callable[[Tensor], "str | None"]
 
 _kernels: dict[str, dict[str, CanRun]] = {op: {} for op in OPERATORS}
-_candidates: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # by device type
 _forced: str = _env.backend()
 _logged: set[tuple[str, str]] = set()
 
@@ -125,6 +132,14 @@ def _log_once(op: str, reason: str) -> None:
     logger.info("%s runs on the reference path: %s", op, reason)
 
 
+def candidates(op: str, device_type: str) -> tuple[str, ...]:
+    """The backends with kernels for a device, in the order in which they are tried."""
+    if device_type == "cuda":
+        first, _ = FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
+        return ("cuda", "triton") if first == "cuda" else ("triton", "cuda")
+    return (device_type,) if device_type in BACKENDS else ()
+
+
 def select(op: str, x: Tensor) -> str:
     """The backend that runs `op` on tensors like `x`.
 
@@ -138,7 +153,7 @@ def select(op: str, x: Tensor) -> str:
         return _select_forced(op, x)
     kernels = _kernels[op]
     reason = f"{op} has no kernel for this device"
-    for name in _candidates.get(x.device.type, ()):
+    for name in candidates(op, x.device.type):
         check = kernels.get(name)
         if check is not None:
             failed = check(x)

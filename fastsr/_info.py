@@ -90,7 +90,10 @@ def info() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "build": _native.build_info(),
-        "libraries": {"cpu": "loaded" if _native.CPU.loaded else _native.CPU.reason},
+        "libraries": {
+            name: "loaded" if library.loaded else library.reason
+            for name, library in (("cpu", _native.CPU), ("cuda", _native.CUDA))
+        },
         "cpu_isa": _native.CPU_ISA,
         "cpu_isa_problem": _native.cpu_isa_problem(),
         "cpu_cache_problem": _native.cpu_cache_problem(),

@@ -37,7 +37,8 @@ class NativeLibrary:
 def _load(name: str) -> NativeLibrary:
     found = sorted(Path(__file__).parent.glob(f"{name}*.so")) + sorted(Path(__file__).parent.glob(f"{name}*.pyd"))
     if not found:
-        return NativeLibrary(name, None, f"{name} is not built: reinstall with a C++ compiler and FASTSR_BUILD=1")
+        needs = "nvcc and a CUDA build of PyTorch" if name == "_ops_cuda" else "a C++ compiler"
+        return NativeLibrary(name, None, f"{name} is not built: reinstall with {needs} and FASTSR_BUILD=1")
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
@@ -62,6 +63,7 @@ def _limit_cpu_cache() -> None:
 
 
 CPU = _load("_ops_cpu")
+CUDA = _load("_ops_cuda")
 CPU_ISA = _choose_cpu_isa()
 _limit_cpu_cache()
 

@@ -7,12 +7,13 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 import fastsr
-from fastsr import _dispatch, _native, ops
+from fastsr import _cuda, _dispatch, _native, ops
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +73,41 @@ def test_free_choice_takes_the_kernel(cpu_kernels: None, monkeypatch: pytest.Mon
     assert _dispatch.select("pixel_norm", torch.empty(1, 4, 3, 3)) == "cpu"
     monkeypatch.setattr(_dispatch, "exporting", lambda: True)
     assert _dispatch.select("pixel_norm", torch.empty(1, 4, 3, 3)) == "reference"
+
+
+def test_the_gpu_s_two_backends_are_tried_in_the_order_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = torch.empty(1, 4, 3, 3, device="meta")
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 0))
+    monkeypatch.setitem(_dispatch._kernels, "alk_conv", {"cuda": lambda x: None, "triton": lambda x: None})
+    assert _dispatch.select("alk_conv", on_gpu) == _dispatch.FIRST_ON_GPU["alk_conv"][0]
+    for first, other in (("cuda", "triton"), ("triton", "cuda")):
+        monkeypatch.setitem(_dispatch.FIRST_ON_GPU, "alk_conv", (first, "the test says so"))
+        monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: None)
+        assert _dispatch.select("alk_conv", on_gpu) == first
+        monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: "the test forbids it")
+        assert _dispatch.select("alk_conv", on_gpu) == other
+        with fastsr.backend(first), pytest.raises(fastsr.BackendError, match="the test forbids it"):
+            _dispatch.select("alk_conv", on_gpu)
+        with fastsr.backend(other):
+            assert _dispatch.select("alk_conv", on_gpu) == other
+        monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: None)
+
+
+def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the function under an operator's CUDA key, without a GPU."""
+    calls = []
+    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append(("triton", name, args)))
+    fake_ops = types.SimpleNamespace(_cuda_alk_conv=lambda *args: calls.append(("cuda", "alk_conv", args)))
+    monkeypatch.setattr(torch.ops, "fastsr", fake_ops)
+    run = _cuda._operator("alk_conv", "alk_conv")
+    x = torch.empty(1)
+    for name in ("cuda", "triton"):
+        monkeypatch.setattr(_cuda, "select", lambda op, first, name=name: name)
+        run(x, 1)
+    with fastsr.set_gelu("fast"):
+        monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+        run(x, 1)
+    assert calls == [("cuda", "alk_conv", (x, 1, 0)), ("triton", "alk_conv", (x, 1)), ("cuda", "alk_conv", (x, 1, 2))]
 
 
 def test_environment_forces_the_backend() -> None:

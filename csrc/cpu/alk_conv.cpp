@@ -62,11 +62,6 @@ std::tuple<Tensor, Tensor> stage(const AlkConvShape& s, const AlkConvWeights& we
   return {d.finish(), y.finish()};
 }
 
-void check_activation(const char* op, int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation is ", activation,
-                  "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
-}
-
 Tensor alk_conv(const Tensor& x, const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor& l2w,
                 const Tensor& l2b, const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb, double eps,
                 int64_t activation) {

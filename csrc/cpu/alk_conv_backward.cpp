@@ -84,16 +84,9 @@ Results backward(const char* op, const Tensor& grad, const Tensor* grad_distille
                  const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias, double eps,
                  int64_t activation) {
   const bool stage = grad_distilled != nullptr;
-  const auto check_grad = [&](const Tensor& g, int64_t channels, const char* name) {
-    check_feature_map(op, g, name);
-    STD_TORCH_CHECK(g.size(0) == x.size(0) && g.size(1) == channels && g.size(2) == x.size(2) && g.size(3) == x.size(3),
-                    op, ": ", name, " is [", g.size(0), ", ", g.size(1), ", ", g.size(2), ", ", g.size(3), "]; pass [",
-                    x.size(0), ", ", channels, ", ", x.size(2), ", ", x.size(3), "]");
-    STD_TORCH_CHECK(g.scalar_type() == x.scalar_type(), op, ": ", name, " and x differ in dtype");
-  };
-  check_grad(grad, w.pw_weight.size(0), stage ? "grad_refined" : "grad");
-  if (stage) check_grad(*grad_distilled, d_weight->size(0), "grad_distilled");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation is ", activation, "; pass 0, 1 or 2");
+  check_alk_gradient(op, grad, x, w.pw_weight.size(0), stage ? "grad_refined" : "grad");
+  if (stage) check_alk_gradient(op, *grad_distilled, x, d_weight->size(0), "grad_distilled");
+  check_activation(op, activation);
 
   const AlkConvKernels& k = kernels().alk_conv;
   AlkConvShape s =

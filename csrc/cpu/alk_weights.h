@@ -5,7 +5,7 @@
 #include <array>
 #include <vector>
 
-#include "../checks.h"
+#include "../alk_checks.h"
 #include "isa/alk_conv.h"
 #include "isa/tables.h"
 #include "parallel.h"
@@ -13,44 +13,11 @@
 
 namespace fastsr::cpu {
 
-struct AlkWeightTensors {
-  const Tensor &pw_weight, &lora1_weight, &lora1_bias, &lora2_weight, &lora2_bias, &small_weight, &small_bias,
-      &norm_weight, &norm_bias;
-};
-
-// `c` channels in.
 inline void check_alk_weights(const char* op, int64_t c, const AlkWeightTensors& w) {
-  STD_TORCH_CHECK(w.pw_weight.dim() == 4 && w.pw_weight.size(0) > 0, op, ": pw_weight has ", w.pw_weight.dim(),
-                  " dimensions; pass [K, C, 1, 1] with K > 0");
-  STD_TORCH_CHECK(w.lora1_weight.dim() == 4, op, ": lora1_weight has ", w.lora1_weight.dim(),
-                  " dimensions; pass [K, 1, k, 1]");
-  const int64_t k = w.pw_weight.size(0), taps = w.lora1_weight.size(2);
-  STD_TORCH_CHECK(taps % 2 == 1 && taps <= AlkConvShape::kMaxTaps, op, ": lora1_weight has ", taps,
-                  " taps; pass an odd number up to ", AlkConvShape::kMaxTaps);
-  check_weight(op, w.pw_weight, {k, c, 1, 1}, "pw_weight");
-  check_weight(op, w.lora1_weight, {k, 1, taps, 1}, "lora1_weight");
-  check_weight(op, w.lora2_weight, {k, 1, 1, taps}, "lora2_weight");
-  check_weight(op, w.small_weight, {k, 1, 3, 3}, "small_weight");
-  check_weight(op, w.lora1_bias, {k}, "lora1_bias");
-  check_weight(op, w.lora2_bias, {k}, "lora2_bias");
-  check_weight(op, w.small_bias, {k}, "small_bias");
-  check_weight(op, w.norm_weight, {k}, "norm_weight");
-  check_weight(op, w.norm_bias, {k}, "norm_bias");
+  fastsr::check_alk_weights(op, c, w, AlkConvShape::kMaxTaps);
 }
-
 inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTensors& w) {
-  check_feature_map(op, x, "x");
-  check_kernel_dtype(op, x);
-  check_alk_weights(op, x.size(1), w);
-}
-
-inline void check_distil(const char* op, int64_t c, const AlkWeightTensors& w, const Tensor& d_weight,
-                         const Tensor& d_bias) {
-  STD_TORCH_CHECK(w.pw_weight.size(0) == c, op, ": pw_weight gives ", w.pw_weight.size(0), " channels; pass ", c,
-                  ", the channels of x, which is added to them");
-  STD_TORCH_CHECK(d_weight.dim() == 4, op, ": d_weight has ", d_weight.dim(), " dimensions; pass [D, C, 1, 1]");
-  check_weight(op, d_weight, {d_weight.size(0), c, 1, 1}, "d_weight");
-  check_weight(op, d_bias, {d_weight.size(0)}, "d_bias");
+  fastsr::check_alk_weights(op, x, w, AlkConvShape::kMaxTaps);
 }
 
 // Of `k` channels out, `d` distilled (0: none), with a large kernel of `taps`.

@@ -7,26 +7,6 @@
 
 namespace fastsr::cpu {
 
-inline void check_weight(const char* op, const Tensor& w, std::initializer_list<int64_t> shape, const char* name) {
-  STD_TORCH_CHECK(w.dim() == static_cast<int64_t>(shape.size()), op, ": ", name, " has ", w.dim(), " dimensions; pass ",
-                  shape.size());
-  int64_t i = 0;
-  for (const int64_t extent : shape) {
-    STD_TORCH_CHECK(w.size(i) == extent, op, ": ", name, " has extent ", w.size(i), " in dimension ", i, "; pass ",
-                    extent);
-    ++i;
-  }
-  const ScalarType t = w.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op, ": ", name,
-                  " has a dtype without kernel; pass float32, float16 or bfloat16");
-}
-
-inline void check_kernel_dtype(const char* op, const Tensor& x) {
-  const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, op,
-                  ": x has a dtype without kernel; pass float32, float16 or bfloat16");
-}
-
 // A parameter as contiguous float32.
 class FloatParameter {
  public:

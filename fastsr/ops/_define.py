@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _native, _triton
+from fastsr import _cuda, _native, _triton
 from fastsr._dispatch import can_run, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
@@ -154,5 +154,21 @@ def register_triton(op: str, dtypes: tuple[torch.dtype, ...] = (torch.float32, t
         return _triton.reason_against(x, dtypes)
 
     register(op, "triton", can_run)
-    for name in (op, f"{op}_backward"):
-        LIB.impl(name, _triton.operator(op, name), "CUDA")
+    _cuda.route(op)
+
+
+def register_cuda(
+    op: str,
+    schema: str,
+    backward_schema: str,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16),
+) -> None:
+    """Announce the CUDA C++ kernels of `op` for feature maps of `dtypes`; the schemas are those of `define`."""
+
+    def can_run(x: Tensor) -> str | None:
+        return _cuda.reason_against(x, dtypes)
+
+    register(op, "cuda", can_run)
+    _cuda.define(op, schema)
+    _cuda.define(f"{op}_backward", backward_schema)
+    _cuda.route(op)

@@ -18,14 +18,15 @@ from fastsr.ops._define import (
     define_packed,
     empty_map,
     register_cpu,
+    register_cuda,
     register_triton,
     takes_packed,
 )
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TAPS = {"cpu": 63, "triton": LIMITS["alk_conv"]["t"]}  # 63: csrc/cpu/isa/alk_conv.h
-MAX_CHANNELS = LIMITS["alk_conv"]["k"]  # of the Triton kernels
+MAX_TAPS = {"cpu": 63, "cuda": 33, "triton": LIMITS["alk_conv"]["t"]}  # csrc/cpu/isa/alk_conv.h, csrc/cuda/alk.h
+MAX_CHANNELS = {"cuda": 128, "triton": LIMITS["alk_conv"]["k"]}  # csrc/cuda/alk.h
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -58,10 +59,10 @@ def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
     """Whether the backend for these tensors is plain PyTorch."""
     chosen = select(op, x)
     taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
-    if chosen in MAX_TAPS and taps > MAX_TAPS[chosen]:
+    if taps > MAX_TAPS.get(chosen, taps):
         chosen = reference_because(op, f"a kernel of {taps} taps exceeds {MAX_TAPS[chosen]}")
-    elif chosen == "triton" and channels > MAX_CHANNELS:
-        chosen = reference_because(op, f"{channels} channels exceed {MAX_CHANNELS}, which a program holds at once")
+    elif channels > MAX_CHANNELS.get(chosen, channels):
+        chosen = reference_because(op, f"{channels} channels out exceed {MAX_CHANNELS[chosen]}")
     elif chosen == "triton" and x.shape[3] * channels * taps >= 2**31:
         chosen = reference_because(
             op, f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
@@ -88,10 +89,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, None, None)
 
 
+SCHEMA = f"(Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> Tensor"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})"
+)
+
 define(
     "alk_conv",
-    f"(Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> Tensor",
-    f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -99,6 +105,7 @@ define(
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
+register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",

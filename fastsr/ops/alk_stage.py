@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsr import reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton, takes_packed
+from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
 from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
 from fastsr.reference import ALKConvWeights
 
@@ -34,11 +34,16 @@ def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[T
     return (*gradients, None)
 
 
+SCHEMA = f"(Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, float eps) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad_distilled, Tensor grad_refined, Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, "
+    f"float eps) -> ({', '.join(['Tensor'] * 12)})"
+)
+
 define(
     "alk_stage",
-    f"(Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, float eps) -> (Tensor, Tensor)",
-    f"(Tensor grad_distilled, Tensor grad_refined, Tensor x, Tensor d_weight, Tensor d_bias, {WEIGHTS_SCHEMA}, "
-    f"float eps) -> ({', '.join(['Tensor'] * 12)})",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -46,6 +51,7 @@ define(
 )
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
+register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
 
 
 def alk_stage(

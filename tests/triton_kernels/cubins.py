@@ -12,11 +12,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,14 @@ from unittest.mock import patch
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also where this is a program
+
+import sass
+
 BASELINE = Path(__file__).with_name("baseline.json")
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 POINTERS[torch.int32] = "*i32"
 ALIGNED = [["tt.divisibility", 16]]
-COUNTED = ("HMMA", "HGMMA", "UTCHMMA", "MUFU", "FSEL", "FFMA", "FMUL", "FADD", "LDS", "STS", "LDSM", "SHFL", "BAR")
 
 PIXELS = {"alk_toeplitz.mix_kernel": 256}  # of a program, where its tile does not say so
 
@@ -74,39 +74,15 @@ def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any],
     return compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True, **options})
 
 
-def tool(name: str, *arguments: str) -> str:
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
-
-
 def measure(binary: Any, elements: int) -> dict[str, Any]:
     """Registers, stack, shared memory, and instructions by opcode, of one compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = tool("cuobjdump", "--dump-sass", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code)
-    opcodes = opcodes[: max(i for i, name in enumerate(opcodes) if name == "EXIT") + 1]  # the rest is padding
-    bases = Counter(name.split(".")[0] for name in opcodes)
-    threads = 32 * binary.metadata.num_warps
-    wide = {kind: sum(o.startswith(f"{kind}.") and "128" in o.split(".") for o in opcodes) for kind in ("LDG", "STG")}
-    return {
-        "warps": binary.metadata.num_warps,
-        "registers": int(found[1]),
-        "stack": int(found[2]),
-        "shared": binary.metadata.shared,
-        "instructions": len(opcodes),
-        "per_element": round(len(opcodes) * threads / elements, 2),
-        "local": bases["LDL"] + bases["STL"],
-        "double": bases["DADD"] + bases["DMUL"] + bases["DFMA"] + bases["DSETP"],
-        "global": {"LDG": bases["LDG"], "LDG.128": wide["LDG"], "STG": bases["STG"], "STG.128": wide["STG"]},
-        "opcodes": {name: bases[name] for name in COUNTED if bases[name]},
-    }
+        (counts,) = sass.measure(Path(file.name)).values()
+    warps = binary.metadata.num_warps
+    per_element = round(counts["instructions"] * 32 * warps / elements, 2)
+    return {"warps": warps, "shared": binary.metadata.shared, "per_element": per_element, **counts}
 
 
 def report(task: tuple[int, int]) -> dict[str, Any]:

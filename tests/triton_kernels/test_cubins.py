@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sass
 from cubin_cases import CASES
 
 import fastsr
@@ -93,18 +94,6 @@ def test_counts_are_those_of_the_baseline(report: dict[str, Any]) -> None:
     if report["triton"] != baseline["triton"]:
         pytest.skip(f"the baseline is of Triton {baseline['triton']}, this is {report['triton']}")
     assert set(report["kernels"]) == set(baseline["kernels"])
-    worse = []
-    for key, now in report["kernels"].items():
-        then = baseline["kernels"][key]
-        narrow = [count["global"][k] - count["global"][f"{k}.128"] for count in (now, then) for k in ("LDG", "STG")]
-        if now["instructions"] > 1.05 * then["instructions"]:
-            worse.append(f"{key}: {now['instructions']} instructions, were {then['instructions']}")
-        if now["registers"] > 1.1 * then["registers"]:
-            worse.append(f"{key}: {now['registers']} registers, were {then['registers']}")
-        if now["shared"] > then["shared"]:
-            worse.append(f"{key}: {now['shared']} bytes of shared memory, were {then['shared']}")
-        if narrow[0] > narrow[2] or narrow[1] > narrow[3]:
-            worse.append(f"{key}: {narrow[:2]} loads and stores of less than 128 bits, were {narrow[2:]}")
-        if now["opcodes"].get("FSEL", 0) > then["opcodes"].get("FSEL", 0):
-            worse.append(f"{key}: {now['opcodes']['FSEL']} selections, were {then['opcodes'].get('FSEL', 0)}")
+    now, then = report["kernels"], baseline["kernels"]
+    worse = [line for key in now for line in sass.worse(key, now[key], then[key])]
     assert worse == []

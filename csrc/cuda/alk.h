@@ -1,0 +1,38 @@
+// The launchers of alk_conv and alk_stage: plain data in, kernels on a stream. No allocation, no synchronisation.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FASTSR_CUDA_SIM
+#include "cuda_sim.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+namespace fastsr::cuda {
+
+struct TensorView {  // [N, C, H, W], strides in elements
+  void* data;
+  int64_t size[4], stride[4];
+};
+
+// One call. dtypes are 0 float32, 1 float16, 2 bfloat16; d is 0 without a distilled map.
+struct AlkCall {
+  int64_t dtype, parameter_dtype;
+  int64_t k, d, taps, activation, residual, accuracy;  // accuracy of GELU: 0 default, 1 exact, 2 fast
+  double eps;
+  const void* parameters[11];  // d_weight, d_bias, then ALKConvWeights in order; contiguous
+  TensorView x, y, distilled;  // y and distilled: outputs, or their gradients in the backward
+  TensorView dx;               // backward only, as are the gradients
+  void* gradients[11];         // contiguous, in the parameters' dtype
+  void* workspace;             // of `workspace_bytes`, on 16 bytes
+};
+
+constexpr int64_t kMaxTaps = 33, kMaxChannelsOut = 128;
+
+int64_t alk_forward_workspace(const AlkCall& call);
+int64_t alk_backward_workspace(const AlkCall& call);
+cudaError_t alk_forward(const AlkCall& call, cudaStream_t stream);
+cudaError_t alk_backward(const AlkCall& call, cudaStream_t stream);
+
+}  // namespace fastsr::cuda

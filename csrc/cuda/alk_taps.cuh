@@ -1,0 +1,150 @@
+// Gradients of one channel's filters from a tile: dw[j] = sum_p g[p] u[p + j].
+//
+// In 16 bits by tensor cores: for the kx1, Q[r][r'] = sum_x g[r][x] u[r'][x] has the gradient of tap j on the diagonal
+// r' - r = j; the 1xk contracts rows instead, and the 3x3 is three of those on shifted rows. A product costs a few
+// instructions; the sums of the diagonals cost more, but both a fraction of a multiply-add per tap and pixel.
+#pragma once
+
+#include "alk_convolve.cuh"
+#include "gelu.cuh"
+#include "partials.cuh"
+
+namespace fastsr::cuda {
+
+// Of a 16 x (8 Columns) product in the warp's fragments, the sum of the diagonal `8 o + this lane's class` where
+// class = (2 t - g - Shift) mod 8 and diagonal d holds the elements with column - row = d + Shift.
+template <int Shift, int Columns>
+__device__ __forceinline__ float diagonal_sum(const float (&product)[Columns][4], int o) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float x[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    // A lane's element in column group j and row half hi is on diagonal 8 (j - hi) + delta.
+    float candidates[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      candidates[i] = 0.f;
+#pragma unroll
+      for (int hi = 0; hi < 2; ++hi)
+        if (o + i + hi < Columns) candidates[i] += product[o + i + hi][2 * hi + e];
+    }
+    const int delta = 2 * t + e - g - Shift;
+    x[e] = delta >= 0 ? candidates[0] : candidates[1];
+    if constexpr (Shift > 0) x[e] = delta < -8 ? candidates[2] : x[e];
+    // Four lanes have the same class.
+    x[e] += __shfl_sync(0xffffffffu, x[e], (g + 2) % 8 * 4 + (t + 1) % 4);
+    x[e] += __shfl_sync(0xffffffffu, x[e], (g + 4) % 8 * 4 + (t + 2) % 4);
+  }
+  return x[0] + __shfl_sync(0xffffffffu, x[1], (g + 1) % 8 * 4 + t);
+}
+
+// Adds to `to` [taps of kx1, of 1xk, 9 of 3x3, three biases]. `grad` is [branch][half][result], as
+// `convolve_*` gives results.
+template <class P, class T = typename P::T>
+__device__ __forceinline__ void add_filter_gradients(const T* plane, const float (&grad)[3][2][4], int taps,
+                                                     float* to) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int shift = P::kMargin - taps / 2;
+  const auto put = [&](int at, float sum) { to[at] += sum; };
+#pragma unroll
+  for (int branch = 0; branch < 3; ++branch) {
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += grad[branch][i / 4][i % 4];
+    sum = warp_sum(sum);
+    if (lane == branch) put(2 * taps + 9 + branch, sum);
+  }
+  __syncwarp();
+  if constexpr (P::kTensorCores) {
+    constexpr int kOctaves = (P::kWindow + 7) / 8;
+    uint32_t w[2][2];  // [half][row half] of a branch
+    const auto pack = [&](int branch) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        w[i / 2][i % 2] = pack2<T>(grad[branch][i / 2][i % 2 * 2], grad[branch][i / 2][i % 2 * 2 + 1]);
+    };
+    {
+      constexpr int kColumns = P::kDown;
+      float product[kColumns][4] = {};
+      pack(0);
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 2) {
+        uint32_t b[4];
+        const int row = min(8 * (j + lane / 16) + lane % 8, P::S - 1);
+        load_matrices(b, plane + P::kStart + row * P::kRow + P::kMargin + lane / 8 % 2 * 8);
+        mma_k16<T>(product[j], w[0][0], w[0][1], w[1][0], w[1][1], b[0], b[1]);
+        if (j + 1 < kColumns) mma_k16<T>(product[j + 1], w[0][0], w[0][1], w[1][0], w[1][1], b[2], b[3]);
+      }
+#pragma unroll
+      for (int o = 0; o < kOctaves; ++o) {
+        const int tap = 8 * o + ((2 * t - g) & 7) - shift;
+        const float sum = diagonal_sum<0>(product, o);
+        if (t == 0 && tap >= 0 && tap < taps) put(tap, sum);
+      }
+      __syncwarp();  // one product at a time: several would not fit the registers
+    }
+    // Products over rows: groups of eight columns begin on 16 bytes, that is kStart columns before the plane's first.
+    constexpr int kColumns = P::S / 8 + (P::kStart > 0);
+    const auto over_rows = [&](int below, float (&product)[kColumns][4]) {
+      const uint32_t a0 = transpose_matrix(w[0][0]), a1 = transpose_matrix(w[1][0]);
+      const uint32_t a2 = transpose_matrix(w[0][1]), a3 = transpose_matrix(w[1][1]);
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 2) {
+        uint32_t b[4];
+        const int row = P::kMargin + below + lane / 8 % 2 * 8 + lane % 8, column = min(j + lane / 16, kColumns - 1);
+        load_matrices_transposed(b, plane + row * P::kRow + 8 * column);
+        mma_k16<T>(product[j], a0, a1, a2, a3, b[0], b[1]);
+        if (j + 1 < kColumns) mma_k16<T>(product[j + 1], a0, a1, a2, a3, b[2], b[3]);
+      }
+    };
+    const int in_octave = (2 * t - g - P::kStart) & 7;
+    {
+      float product[kColumns][4] = {};
+      pack(1);
+      over_rows(0, product);
+#pragma unroll
+      for (int o = 0; o < kOctaves; ++o) {
+        const int tap = 8 * o + in_octave - shift;
+        const float sum = diagonal_sum<P::kStart>(product, o);
+        if (t == 0 && tap >= 0 && tap < taps) put(taps + tap, sum);
+      }
+      __syncwarp();
+    }
+    pack(2);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      float product[kColumns][4] = {};
+      over_rows(i - 1, product);
+#pragma unroll
+      for (int o = (P::kMargin - 1) / 8; o <= (P::kMargin + 1) / 8; ++o) {
+        const int tap = 8 * o + in_octave - P::kMargin + 1;
+        const float sum = diagonal_sum<P::kStart>(product, o);
+        if (t == 0 && tap >= 0 && tap < 3) put(2 * taps + 3 * i + tap, sum);
+      }
+      __syncwarp();
+    }
+  } else {
+    // Every tap is a sum over the lanes; lane i keeps the i-th of 32 until they are written.
+    float mine = 0.f;
+    const float* corner = plane + g * P::kRow + 2 * t;
+    for (int i = 0; i < 2 * taps + 9; ++i) {
+      const int small = i - 2 * taps, branch = i < taps ? 0 : small < 0 ? 1 : 2;
+      const int down = branch == 0 ? i + shift : branch == 1 ? P::kMargin : P::kMargin - 1 + small / 3;
+      const int across = branch == 0 ? P::kMargin : branch == 1 ? i - taps + shift : P::kMargin - 1 + small % 3;
+      const float* u = corner + down * P::kRow + across;
+      float sum = 0.f;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float at = branch == 0   ? grad[0][j / 4][j % 4]
+                         : branch == 1 ? grad[1][j / 4][j % 4]
+                                       : grad[2][j / 4][j % 4];
+        sum = fmaf(at, u[j / 2 % 2 * 8 * P::kRow + j / 4 * 8 + j % 2], sum);
+      }
+      sum = warp_sum(sum);
+      if (lane == i % 32) mine = sum;
+      if ((i % 32 == 31 || i + 1 == 2 * taps + 9) && lane <= i % 32) put(i / 32 * 32 + lane, mine);
+    }
+  }
+}
+
+}  // namespace fastsr::cuda

@@ -1,0 +1,109 @@
+// dW[k][c] = sum_p a[p][k] b[p][c] and sum_p a[p][k], over the pixels of all images: one 64 x 64 block of dW per CTA
+// and part of the tiles.
+#pragma once
+
+#include "alk_tile.cuh"
+
+namespace fastsr::cuda {
+
+template <class T>
+struct WeightGradient {
+  AlkShape shape;
+  Map<T> a, b;
+  float* partials;  // [parts][k (c + 1)]: dW, then the sums of a
+  int parts;
+};
+
+constexpr int kSide = 64, kStep = 64;  // of a block of dW, pixels at a time
+
+template <class T>
+struct PixelRows {
+  static constexpr int kRow = kSide + 16 / static_cast<int>(sizeof(T));  // keeps rows on different banks
+  static constexpr int kShared = 2 * kStep * kRow * static_cast<int>(sizeof(T));
+};
+
+// 64 pixels (four rows of a tile) and 64 channels into shared memory [pixel][channel].
+template <class T>
+__device__ __forceinline__ void fetch_pixels(const Map<T>& m, const AlkShape& s, int64_t n, int y0, int x0, int c0,
+                                             T* to) {
+#pragma unroll
+  for (int i = 0; i < kStep * kSide / 8 / kThreads; ++i) {
+    const int item = threadIdx.x + i * kThreads, pixel = item / 8, c = item % 8 * 8;
+    const int y = y0 + pixel / kTile, x = x0 + pixel % kTile;
+    Eight<T> e = Eight<T>::zeros();
+    if (y < s.h && x < s.w && c0 + c < m.channels) e = m.load(m.at(n, y, x), c0 + c);
+    uint4* at = reinterpret_cast<uint4*>(to + pixel * PixelRows<T>::kRow + c);
+#pragma unroll
+    for (int j = 0; j < Eight<T>::kWords / 4; ++j)
+      at[j] = make_uint4(e.word[4 * j], e.word[4 * j + 1], e.word[4 * j + 2], e.word[4 * j + 3]);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const WeightGradient<T> w) {
+  constexpr int kRow = PixelRows<T>::kRow;
+  FASTSR_SHARED_MEMORY(memory);
+  T *a = reinterpret_cast<T*>(memory), *b = a + kStep * kRow;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int k = w.a.channels, c = w.b.channels, c_blocks = (c + kSide - 1) / kSide;
+  const int part = blockIdx.x % w.parts, block = blockIdx.x / w.parts;
+  const int k0 = block / c_blocks * kSide, c0 = block % c_blocks * kSide;
+  float sum[4][4] = {}, total = 0.f;
+  for (int64_t tile = part; tile < w.shape.tiles; tile += w.parts) {
+    int64_t n;
+    int y0, x0;
+    w.shape.tile_at(tile, &n, &y0, &x0);
+    for (int y = y0; y < y0 + kTile && y < w.shape.h; y += kStep / kTile) {
+      fetch_pixels(w.a, w.shape, n, y, x0, k0, a);
+      fetch_pixels(w.b, w.shape, n, y, x0, c0, b);
+      __syncthreads();
+      if (c0 == 0 && threadIdx.x < kSide)
+#pragma unroll 8
+        for (int p = 0; p < kStep; ++p) total += to_float(a[p * kRow + threadIdx.x]);
+      if constexpr (sizeof(T) == 2) {
+        // A warp has 16 rows and 32 columns of the block.
+#pragma unroll
+        for (int p = 0; p < kStep; p += 16) {
+          uint32_t rows[4];
+          load_matrices_transposed(rows, a + (p + lane / 16 * 8 + lane % 8) * kRow + warp % 4 * 16 + lane / 8 % 2 * 8);
+#pragma unroll
+          for (int j = 0; j < 4; j += 2) {
+            uint32_t columns[4];
+            load_matrices_transposed(
+                columns, b + (p + lane / 8 % 2 * 8 + lane % 8) * kRow + warp / 4 * 32 + (j + lane / 16) * 8);
+            mma_k16<T>(sum[j], rows[0], rows[1], rows[2], rows[3], columns[0], columns[1]);
+            mma_k16<T>(sum[j + 1], rows[0], rows[1], rows[2], rows[3], columns[2], columns[3]);
+          }
+        }
+      } else {
+#pragma unroll 4
+        for (int p = 0; p < kStep; ++p) {
+          const float4 rows = *reinterpret_cast<const float4*>(a + p * kRow + threadIdx.x / 16 * 4);
+          const float4 columns = *reinterpret_cast<const float4*>(b + p * kRow + threadIdx.x % 16 * 4);
+          const float r[4] = {rows.x, rows.y, rows.z, rows.w}, q[4] = {columns.x, columns.y, columns.z, columns.w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(r[i], q[j], sum[i][j]);
+        }
+      }
+      __syncthreads();
+    }
+  }
+  float* to = w.partials + static_cast<int64_t>(part) * k * (c + 1);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      int row = k0 + threadIdx.x / 16 * 4 + i, column = c0 + threadIdx.x % 16 * 4 + j;
+      if constexpr (sizeof(T) == 2) {
+        row = k0 + warp % 4 * 16 + g + j / 2 * 8;
+        column = c0 + warp / 4 * 32 + 8 * i + 2 * t + j % 2;
+      }
+      if (row < k && column < c) to[static_cast<int64_t>(row) * c + column] = sum[i][j];
+    }
+  if (c0 == 0 && threadIdx.x < kSide && k0 + threadIdx.x < k)
+    to[static_cast<int64_t>(k) * c + k0 + threadIdx.x] = total;
+}
+
+}  // namespace fastsr::cuda

@@ -1,0 +1,76 @@
+"""Whether the CUDA C++ kernels can run, and which of them and the Triton kernels a call on a GPU takes.
+
+`fastsr::<op>` has one implementation under the CUDA key: a function that asks `_dispatch` and calls the private
+operator `fastsr::_cuda_<op>`, which the library `_ops_cuda` implements, or the launcher in kernels/<op>.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import _gelu, _native, _triton
+from fastsr._dispatch import select
+from fastsr._native import LIB
+
+MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
+MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
+
+DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
+
+_routed: set[str] = set()
+
+
+def missing() -> str | None:
+    """Why the CUDA C++ kernels cannot be used at all, or None."""
+    return _native.CUDA.reason
+
+
+def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Why the CUDA C++ kernels cannot take maps like `x`, or None. Traceable: plain globals and tensor metadata."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    if x.device.type not in DEVICES:
+        return f"x is on {x.device.type}, the cuda kernels run on {' or '.join(DEVICES)}"
+    if x.dtype not in dtypes:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"x is {str(x.dtype).removeprefix('torch.')}, the cuda kernel takes {accepted}"
+    if x.dim() == 4 and x.shape[2] * x.shape[3] >= MAX_PIXELS:
+        return f"x has images of {x.shape[2]}x{x.shape[3]} pixels, the cuda kernels take fewer than 2**31"
+    if x.device.type == "cuda":
+        found = torch.cuda.get_device_properties(x.device)
+        if (found.major, found.minor) < MIN_CAPABILITY:
+            return f"the GPU is sm_{found.major}{found.minor}, the cuda kernels need sm_80 or newer"
+    return None
+
+
+def define(name: str, schema: str) -> None:
+    """Define `fastsr::_cuda_<name>`, for the compiled library: the public schema with the accuracy of GELU."""
+    arguments, results = schema.split(") -> ", 1)
+    LIB.define(f"_cuda_{name}{arguments}, int accuracy) -> {results}")
+
+
+def route(op: str) -> None:
+    """Put `op` and `op_backward` under the CUDA key, once."""
+    if op in _routed:
+        return
+    _routed.add(op)
+    for name in (op, f"{op}_backward"):
+        LIB.impl(name, _operator(op, name), "CUDA")
+
+
+def _operator(op: str, name: str) -> Callable[..., Any]:
+    run_triton = _triton.operator(op, name)
+
+    def run(*args: Any) -> Any:
+        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        if select(op, first) == "cuda":
+            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, _gelu.ACCURACIES.index(_gelu.current_gelu()))
+        return run_triton(*args)
+
+    run.__name__ = name
+    return run

@@ -1,0 +1,77 @@
+"""Gates on the compiled CUDA C++ kernels for every architecture that the extension is built for; no GPU is needed.
+
+Shared memory is checked where it is computed: static_asserts in the launchers hold it to 99 KB.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from typing import Any
+
+import cuda_cubins
+import pytest
+import sass
+
+THREADS, REGISTERS = 256, 65536
+# Kernels of which one program per multiprocessor is enough: filters of more than 9 taps, more than 64 channels out.
+LARGE = re.compile(r"<\w+, (32|40|48)\b|norm_backward_kernel<(\w+, 4|float, 2)>")
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    pytest.importorskip("triton", reason="needs the cuobjdump of Triton's package")
+    if not sass.cuobjdump().exists():
+        pytest.skip("needs the cuobjdump of Triton's package, which this one lacks")
+    return cuda_cubins.report()
+
+
+@pytest.fixture(scope="module")
+def kernels(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = report["kernels"]
+    return found
+
+
+def test_every_kernel_is_compiled_for_every_architecture(kernels: dict[str, dict[str, Any]]) -> None:
+    sources = "".join(path.read_text() for path in cuda_cubins.SOURCES[0].parent.glob("*.cuh"))
+    defined = set(re.findall(r"__global__ void\b[^{;]*?(\w+_kernel)\(", sources))
+    assert {re.split("[<(/]", key)[0] for key in kernels} == defined
+    by_architecture = {a: {k.split("/")[0] for k in kernels if k.endswith(f"_{a}")} for a in cuda_cubins.ARCHITECTURES}
+    assert len({frozenset(names) for names in by_architecture.values()}) == 1
+
+
+def test_no_stack_but_a_little_in_the_norm_s_backward_and_no_double_precision(
+    kernels: dict[str, dict[str, Any]],
+) -> None:
+    allowed = {k: 64 if k.startswith("alk_norm_backward_kernel") else 0 for k in kernels}
+    assert {k: v for k, v in kernels.items() if v["stack"] > allowed[k] or v["double"]} == {}
+    assert {k: v for k, v in kernels.items() if v["local"] and not v["stack"]} == {}
+
+
+def test_registers_leave_room_for_two_programs(kernels: dict[str, dict[str, Any]]) -> None:
+    most = {k: REGISTERS // THREADS // (1 if LARGE.search(k) else 2) for k in kernels}
+    assert {k: v["registers"] for k, v in kernels.items() if v["registers"] > most[k]} == {}
+
+
+def test_counts_are_those_of_the_baseline(report: dict[str, Any]) -> None:
+    """Fewer is fine, except for what the kernels are made of: tensor-core products and accesses of 128 bits.
+
+    After a change on purpose: python tests/cuda_cubins/cuda_cubins.py --write-baseline
+    """
+    baseline = json.loads(cuda_cubins.BASELINE.read_text())
+    if report["nvcc"] != baseline["nvcc"]:
+        pytest.skip(f"the baseline is of nvcc {baseline['nvcc']}, this is {report['nvcc']}")
+    now, then = report["kernels"], baseline["kernels"]
+    assert set(now) == set(then)
+    worse = [line for key in now for line in sass.worse(key, now[key], then[key])]
+    for key in now:
+        products = [count[key]["opcodes"].get("HMMA", 0) for count in (now, then)]
+        if products[0] != products[1]:
+            worse.append(f"{key}: {products[0]} products, were {products[1]}")
+        for kind in ("LDG.128", "STG.128"):
+            if now[key]["global"][kind] < then[key]["global"][kind]:
+                worse.append(f"{key}: {now[key]['global'][kind]} {kind}, were {then[key]['global'][kind]}")
+    assert worse == []

@@ -1,0 +1,112 @@
+// Small kernels that test the simulator itself, some of them wrong on purpose, and the primitives of csrc/cuda.
+#include "gelu.cuh"
+#include "partials.cuh"
+
+using namespace fastsr::cuda;
+
+namespace {
+
+struct Arrays {
+  const float* x;
+  float* y;
+  int which;
+};
+
+// Reverses 256 numbers through shared memory. 0: right; 1: no barrier; 2: a barrier that half of the threads reach;
+// 3: a barrier of each half's own; 4: a warp's sum that a part of the warp takes.
+__global__ void reverse_kernel(const Arrays a) {
+  FASTSR_SHARED_MEMORY(memory);
+  float* s = reinterpret_cast<float*>(memory);
+  const int i = threadIdx.x;
+  s[i] = a.x[i];
+  if (a.which == 0) {
+    __syncthreads();
+  } else if (a.which == 2) {
+    if (i < 128) __syncthreads();
+  } else if (a.which == 3) {
+    if (i < 128)
+      __syncthreads();
+    else
+      __syncthreads();
+  } else if (a.which == 4) {
+    if (i % 32 < 16) s[i] = warp_sum(s[i]);
+    __syncthreads();
+  }
+  a.y[i] = s[255 - i];
+}
+
+// One warp: a [16][16], b [8][16] (column by column), y [16][8]; 1: two registers of A exchanged.
+template <class T>
+__global__ void multiply_kernel(const Arrays a) {
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  const float* b = a.x + 256;
+  const auto pair = [](const float* from) { return pack2<T>(from[0], from[1]); };
+  const uint32_t a0 = pair(a.x + g * 16 + 2 * t), a1 = pair(a.x + (g + 8) * 16 + 2 * t);
+  const uint32_t a2 = pair(a.x + g * 16 + 8 + 2 * t), a3 = pair(a.x + (g + 8) * 16 + 8 + 2 * t);
+  float d[4] = {};
+  mma_k16<T>(d, a0, a.which ? a2 : a1, a.which ? a1 : a2, a3, pair(b + g * 16 + 2 * t), pair(b + g * 16 + 8 + 2 * t));
+  for (int i = 0; i < 4; ++i) a.y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
+}
+
+// The same by the loads: a in shared memory, plain or transposed, b's columns as rows; in two steps of 8.
+template <class T>
+__global__ void load_and_multiply_kernel(const Arrays a) {
+  FASTSR_SHARED_MEMORY(memory);
+  T *sa = reinterpret_cast<T*>(memory), *sb = sa + 256;
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  for (int i = lane; i < 256; i += 32) sa[a.which ? i % 16 * 16 + i / 16 : i] = from_float<T>(a.x[i]);
+  for (int i = lane; i < 128; i += 32) sb[i] = from_float<T>(a.x[256 + i]);
+  __syncthreads();
+  uint32_t ra[4], rb[4];
+  if (a.which)
+    load_matrices_transposed(ra, sa + (lane / 16 * 8 + lane % 8) * 16 + lane / 8 % 2 * 8);
+  else
+    load_matrices(ra, sa + lane % 16 * 16 + lane / 16 * 8);
+  load_matrices(rb, sb + lane % 8 * 16 + lane / 8 % 2 * 8);
+  float d[4] = {};
+  mma_k8<T>(d, ra[0], ra[1], rb[0]);
+  mma_k8<T>(d, ra[2], ra[3], transpose_matrix(transpose_matrix(rb[1])));
+  for (int i = 0; i < 4; ++i) a.y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
+}
+
+struct Values {
+  const float* x;
+  float* y;
+  int count, form;
+};
+
+__global__ void gelu_kernel(const Values v) {
+  for (int i = blockIdx.x * 32 + threadIdx.x; i < v.count; i += gridDim.x * 32)
+    v.y[i] = v.form == 0   ? gelu<Gelu::kTail>(v.x[i])
+             : v.form == 1 ? gelu<Gelu::kBump9>(v.x[i])
+             : v.form == 2 ? gelu<Gelu::kBump6>(v.x[i])
+             : v.form == 3 ? gelu<Gelu::kTanh>(v.x[i])
+                           : gelu_derivative(v.x[i]);
+}
+
+// Rounds to 16 bits and back.
+template <class T>
+__global__ void round_kernel(const Values v) {
+  for (int i = blockIdx.x * 32 + threadIdx.x; i < v.count; i += gridDim.x * 32)
+    v.y[i] = to_float(from_float<T>(v.x[i]));
+}
+
+}  // namespace
+
+extern "C" const char* probe_reverse(const float* x, float* y, int which, unsigned seed) {
+  sim::state.seed = seed;
+  return launch(reverse_kernel, 1, 256, 1024, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_multiply(const float* x, float* y, int which, int bfloat) {
+  return launch(bfloat ? multiply_kernel<BFloat16> : multiply_kernel<Half>, 1, 32, 0, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_load_and_multiply(const float* x, float* y, int which, int bfloat) {
+  return launch(bfloat ? load_and_multiply_kernel<BFloat16> : load_and_multiply_kernel<Half>, 1, 32, 768, nullptr,
+                Arrays{x, y, which});
+}
+extern "C" const char* probe_gelu(const float* x, float* y, int count, int form) {
+  return launch(gelu_kernel, 8, 32, 0, nullptr, Values{x, y, count, form});
+}
+extern "C" const char* probe_round(const float* x, float* y, int count, int bfloat) {
+  return launch(bfloat ? round_kernel<BFloat16> : round_kernel<Half>, 8, 32, 0, nullptr, Values{x, y, count, 0});
+}

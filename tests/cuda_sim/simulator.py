@@ -1,0 +1,180 @@
+"""Builds the CUDA C++ kernels for the host (cuda_sim.h), and leads the operators there."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastsr
+from fastsr import _cuda, _gelu
+from fastsr.ops._define import empty_map
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "csrc" / "cuda"
+FLAGS = ("-std=c++20", "-DFASTSR_CUDA_SIM", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the codes
+POISON = 0xFF  # a NaN in every format
+
+seed = 0  # of the threads' order; 0 is ascending
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def build(source: Path, *flags: str, shared: bool = True) -> Path:
+    """The shared library or program of `source`, from a cache in the temporary folder if nothing has changed."""
+    inputs = [source, *sorted(KERNELS.glob("*.cu*")), *sorted(KERNELS.glob("*.h")), *sorted(HERE.glob("*.h"))]
+    options = [*FLAGS, *(("-shared", "-fPIC") if shared else ()), *flags]
+    content = b"".join(path.read_bytes() for path in inputs) + " ".join([compiler(), *options]).encode()
+    folder = Path(tempfile.gettempdir()) / f"fastsr-cuda-sim-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    library = folder / f"{source.stem}-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not library.exists():
+        part = library.with_suffix(f".{os.getpid()}")
+        command = [compiler(), *options, f"-I{HERE}", f"-I{KERNELS}", "-o", str(part), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        part.rename(library)
+    return library
+
+
+class View(ctypes.Structure):
+    """TensorView of alk.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64 * 4), ("stride", ctypes.c_int64 * 4))
+
+    @classmethod
+    def of(cls, x: Tensor) -> View:
+        return cls(x.data_ptr(), (ctypes.c_int64 * 4)(*x.shape), (ctypes.c_int64 * 4)(*x.stride()))
+
+
+class AlkCall(ctypes.Structure):
+    """AlkCall of alk.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype")),
+        *((name, ctypes.c_int64) for name in ("k", "d", "taps", "activation", "residual", "accuracy")),
+        ("eps", ctypes.c_double),
+        ("parameters", ctypes.c_void_p * 11),
+        *((name, View) for name in ("x", "y", "distilled", "dx")),
+        ("gradients", ctypes.c_void_p * 11),
+        ("workspace", ctypes.c_void_p),
+    )
+
+
+class Simulator:
+    """The launchers of one library, called with tensors."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+
+    def _run(self, name: str, call: AlkCall) -> None:
+        size = getattr(self.library, f"{name}_workspace")
+        size.restype = ctypes.c_int64
+        workspace = torch.full((size(ctypes.byref(call)),), POISON, dtype=torch.uint8)
+        call.workspace = workspace.data_ptr()
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        error = function(ctypes.byref(call), ctypes.c_uint(seed))
+        assert error is None, error.decode()
+
+    def _call(self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int) -> AlkCall:
+        pw, lora1 = parameters[2], parameters[3]
+        assert pw is not None and lora1 is not None
+        call = AlkCall(dtype=DTYPES.index(x.dtype), parameter_dtype=DTYPES.index(pw.dtype), k=pw.shape[0], eps=eps)
+        call.d = 0 if parameters[0] is None else parameters[0].shape[0]
+        call.taps, call.activation, call.residual = lora1.shape[2], activation, int(parameters[0] is not None)
+        call.accuracy = _gelu.ACCURACIES.index(_gelu.current_gelu())
+        call.parameters = (ctypes.c_void_p * 11)(*(None if p is None else p.data_ptr() for p in parameters))
+        call.x = View.of(x)
+        return call
+
+    def forward(
+        self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int
+    ) -> tuple[Tensor, Tensor]:
+        """(distilled, y)"""
+        parameters = [None if p is None else p.contiguous() for p in parameters]
+        call = self._call(x, parameters, eps, activation)
+        y, distilled = empty_map(x, call.k), empty_map(x, call.d)
+        for output in (y, distilled):
+            output.fill_(torch.nan)
+        call.y, call.distilled = View.of(y), View.of(distilled)
+        self._run("sim_alk_forward", call)
+        return distilled, y
+
+    def backward(
+        self,
+        grad: Tensor,
+        grad_distilled: Tensor | None,
+        x: Tensor,
+        parameters: Sequence[Tensor | None],
+        eps: float,
+        activation: int,
+    ) -> tuple[Tensor, ...]:
+        """dx and the gradients of the parameters that are there."""
+        parameters = [None if p is None else p.contiguous() for p in parameters]
+        call = self._call(x, parameters, eps, activation)
+        gradients = [None if p is None else torch.full_like(p, torch.nan) for p in parameters]
+        dx = empty_map(x, x.shape[1]).fill_(torch.nan)
+        call.gradients = (ctypes.c_void_p * 11)(*(None if g is None else g.data_ptr() for g in gradients))
+        call.y, call.dx = View.of(grad), View.of(dx)
+        if grad_distilled is not None:
+            call.distilled = View.of(grad_distilled)
+        self._run("sim_alk_backward", call)
+        return (dx, *(g for g in gradients if g is not None))
+
+
+def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
+    """Implementations of the operators, by name."""
+
+    def alk_conv(x: Tensor, *rest: Any) -> Tensor:
+        *weights, eps, activation = rest
+        return simulator.forward(x, [None, None, *weights], eps, activation)[1]
+
+    def alk_stage(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        *parameters, eps = rest
+        return simulator.forward(x, parameters, eps, 1)
+
+    def alk_conv_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *weights, eps, activation = rest
+        return simulator.backward(grad, None, x, [None, None, *weights], eps, activation)
+
+    def alk_stage_backward(grad_distilled: Tensor, grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *parameters, eps = rest
+        return simulator.backward(grad, grad_distilled, x, parameters, eps, 1)
+
+    return {f.__name__: f for f in (alk_conv, alk_stage, alk_conv_backward, alk_stage_backward)}
+
+
+@contextmanager
+def kernels_on_cpu() -> Iterator[None]:
+    """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
+
+    def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            assert fastsr.current_backend() == "cuda", f"{name} is called without fastsr.backend('cuda')"
+            return run(*args)
+
+        return call
+
+    library = torch.library.Library("fastsr", "IMPL")
+    devices, missing = _cuda.DEVICES, _cuda.missing
+    try:
+        _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
+        for name, run in operators(Simulator(build(HERE / "alk.cpp", "-O2"))).items():
+            library.impl(name, only_when_forced(name, run), "CPU", allow_override=True)
+        yield
+    finally:
+        _cuda.DEVICES, _cuda.missing = devices, missing
+        library._destroy()
