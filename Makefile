@@ -44,8 +44,8 @@ sanitize: setup
 	  -k 'not compile and not opcheck' $(PYTEST_ARGS) $(KERNEL_TESTS)
 
 bench-cpu: setup
-	@$(PIP) onnx onnxscript onnxruntime openvino
-	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+	@$(PIP) pyyaml matplotlib jinja2 onnx onnxscript onnxruntime openvino
+	$(BIN)/python -m fastsr bench --device cpu $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
