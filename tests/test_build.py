@@ -61,7 +61,19 @@ print(fastsr.info()['libraries']['cpu'])
 
 def test_benchmarks_run_from_an_installation(pure_wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(pure_wheel).extractall(tmp_path / "site")
-    arguments = ["bench", "ops", "--names", "pixel_norm", "--shape", "8x8", "--quick", "--device", "cpu", "--seconds", "0.1"]
+    arguments = [
+        "bench",
+        "ops",
+        "--names",
+        "pixel_norm",
+        "--shape",
+        "8x8",
+        "--quick",
+        "--device",
+        "cpu",
+        "--seconds",
+        "0.1",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "fastsr", *arguments, "--json", "x.json", "--html", "x.html"],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
