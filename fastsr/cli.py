@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsr.bench.cli import add_bench
+from fastsr.bench.cli import add_bench, add_profile
 from fastsr.errors import FastsrError, InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_upscale, _add_eval, _add_train, _add_models, _add_info, _add_demo, add_bench):
+    for add in (_add_upscale, _add_eval, _add_train, _add_models, _add_info, _add_demo, add_bench, add_profile):
         add(commands)
     return parser
 

@@ -141,6 +141,36 @@ def _ntire(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_profile(commands: Any) -> None:
+    parser = commands.add_parser(
+        "profile",
+        help="where the time and the memory of a network go",
+        description="Runs a forward, or with --train a forward, an L1 loss and a backward, under PyTorch's profiler: "
+        "operators and kernels by time, with launches, shares and the least time by the roofline model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("network", help="a name that `fastsr models` prints, or a checkpoint")
+    parser.add_argument("--scale", type=int, help="of the network (default: the smallest)")
+    parser.add_argument("--shape", help="of the LR image (default: 256x256, with --train 4x48x48)")
+    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: cuda if present)")
+    parser.add_argument("--dtype", default="fp32", help="fp32, tf32, fp16 or bf16; with --train, of autocast")
+    parser.add_argument("--backend", help="which kernels (default: FASTSR_BACKEND, or auto)")
+    parser.add_argument("--train", action="store_true", help="a training step instead of a forward")
+    parser.add_argument("--rows", type=int, default=20, help="of the table of kernels (default: 20)")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace (chrome://tracing, Perfetto)")
+    parser.add_argument("--memory", type=Path, metavar="PNG", help="draw what is allocated over the step")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables as JSON")
+    parser.set_defaults(run=profile)
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    import fastsr
+    from fastsr.bench.profile_command import run
+
+    with fastsr.backend(arguments.backend or fastsr.current_backend()):
+        return run(arguments)
+
+
 def _print_list(registry: Registry) -> None:
     print("operators: " + ", ".join(registry.operators))
     print("networks:  " + ", ".join(registry.networks))

@@ -11,7 +11,6 @@ Counted on meta tensors from what the reference path executes, so there is one d
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,6 +72,9 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
+    def __sub__(self, other: Work) -> Work:
+        return Work(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
     def floor(self, ceilings: dict[str, Any], dtype: str) -> tuple[float, str] | None:
         """Milliseconds that the work takes at least by the measured `ceilings`, and what bounds it.
 
@@ -91,20 +93,28 @@ class Work:
         return needs[bound], bound
 
 
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of the tensors in `value`, each once."""
+    return sum({id(t): t.numel() * t.element_size() for t in tree_leaves(value) if isinstance(t, Tensor)}.values())
+
+
 class Counting(TorchDispatchMode):
-    """Counts the multiply-adds and instructions of what runs inside; `calls` by the operator's name."""
+    """Counts the multiply-adds and instructions of what runs inside.
+
+    `by_name` is the work of each of PyTorch's operators, with its own arguments and results as bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.dense = self.depthwise = self.instructions = 0
-        self.calls: Counter[str] = Counter()
+        self.by_name: dict[str, Work] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
-        self.calls[name] += 1
+        before = self.work()
         if name == "convolution":
             self._convolution(args[1], out.numel(), args[8], 1)
         elif name == "convolution_backward":
@@ -116,7 +126,13 @@ class Counting(TorchDispatchMode):
             if name.startswith("max_pool2d"):
                 elements = min(first.numel(), args[0].numel())
             self.instructions += INSTRUCTIONS[name] * elements
+        done = Work(_tensor_bytes((args, kwargs)) + _tensor_bytes(out)) + self.work() - before
+        self.by_name[name] = self.by_name.get(name, Work()) + done
         return out
+
+    def work(self, moved: int = 0) -> Work:
+        """What was counted, with the bytes that were moved."""
+        return Work(moved, self.dense, self.depthwise, self.instructions)
 
     def _convolution(self, weight: Tensor, outputs: int, groups: int, times: int) -> None:
         macs = times * outputs * math.prod(weight.shape[1:])
@@ -126,16 +142,10 @@ class Counting(TorchDispatchMode):
             self.dense += macs
 
 
-def _tensor_bytes(value: Any) -> dict[int, int]:
-    """Bytes of the tensors in `value`, each once."""
-    tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return {id(t): t.numel() * t.element_size() for t in tensors}
-
-
 @contextmanager
-def recorded_calls() -> Iterator[list[tuple[str, int]]]:
-    """(operator, bytes) of every fastsr operator that runs on the reference path inside; nested ones are not told."""
-    calls: list[tuple[str, int]] = []
+def recorded_calls() -> Iterator[list[tuple[str, Work]]]:
+    """The name and work of every fastsr operator that runs on the reference path inside; nested ones are not told."""
+    calls: list[tuple[str, Work]] = []
     depth = 0
 
     def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,11 +153,12 @@ def recorded_calls() -> Iterator[list[tuple[str, int]]]:
             nonlocal depth
             depth += 1
             try:
-                out = function(*args, **kwargs)
+                with Counting() as counting:
+                    out = function(*args, **kwargs)
             finally:
                 depth -= 1
             if depth == 0:
-                calls.append((name, sum(_tensor_bytes((args, kwargs)).values()) + sum(_tensor_bytes(out).values())))
+                calls.append((name, counting.work(_tensor_bytes((args, kwargs)) + _tensor_bytes(out))))
             return out
 
         return call
@@ -170,22 +181,18 @@ def count(case: Case) -> Work:
         if case.group == "ops":
             maps = [x.requires_grad_() for x in maps]
     with fastsr.backend("reference"), torch.set_grad_enabled(backward):
-        with recorded_calls() as calls, Counting() as forward:
+        with recorded_calls() as calls, Counting() as counted:
             out = module(*maps)
-        moved = sum(size for _, size in calls)
-        work = Work(moved, forward.dense, forward.depthwise, forward.instructions)
+        moved = sum(call.bytes for _, call in calls)
+        forward = counted.work(moved)
         if not backward:
-            return work
+            return forward
         outputs = out if isinstance(out, tuple) else (out,)
         leaves = [x for x in (*maps, *module.parameters()) if x.requires_grad]
-        with Counting() as counter:
+        with Counting() as counted:
             torch.autograd.grad(outputs, leaves, [torch.empty_like(y) for y in outputs], allow_unused=True)
-    # What a forward reads and writes, its backward reads as input and gradient; it writes a gradient for each input.
-    # A gradient is as large as its tensor: all in all, inputs twice and results once more.
-    results = sum(y.numel() * y.element_size() for y in outputs) if case.group == "ops" else 0
-    if case.group == "ops":
-        inputs = moved - results
-        gradient = Work(2 * inputs + results, counter.dense, counter.depthwise, counter.instructions)
-    else:
-        gradient = Work(2 * moved, counter.dense, counter.depthwise, counter.instructions)
-    return gradient if case.direction == "backward" else work + gradient
+    # An operator's backward reads its inputs and the gradients of its results, and writes the gradients of its inputs.
+    # Inside a network, nearly every result is another operator's input: twice what the forward moves.
+    results = _tensor_bytes(outputs) if case.group == "ops" else 0
+    gradient = counted.work(2 * (moved - results) + results)
+    return gradient if case.direction == "backward" else forward + gradient
