@@ -1,1 +1,1 @@
-"""Benchmarks: what is measured (cases), against what (peers), how (measure), and the command (run)."""
+"""The registry of benchmarks, their pytest entry, the check of a GPU machine, and results; fastsr/bench has the code."""

@@ -39,11 +39,12 @@ def test_figures(photos: Path) -> None:
     rows = {(row["network"], row["path"]): row for row in found["rows"]}
     assert set(rows) == {(n, p) for n in ("mlrn_ntire", "rlfn_ntire") for p in ("plain", "fastsr")}
     mlrn, base = rows["mlrn_ntire", "fastsr"], rows["rlfn_ntire", "plain"]
-    # the paper's table 3, and the figures that the challenge of 2024 gives for its baseline
+    # MLRN as in its paper's table 3. For RLFN the challenge of 2024 prints 0.317 M and 19.67 G: its counter takes the
+    # bilinear enlargements along, which are not convolutions.
     assert (mlrn["params"], mlrn["convolutions"]) == (274_710, 43)
     assert mlrn["macs"] / 1e9 == pytest.approx(16.85, abs=0.005)
     assert mlrn["activations"] / 1e6 == pytest.approx(97.87, abs=0.005)
-    assert (base["params"] / 1e6, base["macs"] / 1e9) == pytest.approx((0.317, 19.67), abs=0.01)
+    assert (base["params"] / 1e6, base["macs"] / 1e9) == pytest.approx((0.3172, 19.658), abs=0.0005)
     assert base["score"] == pytest.approx(math.e**2)
     assert all(len(row["times"]) == 2 and row["ms"] == pytest.approx(sum(row["times"]) / 2) for row in rows.values())
 

@@ -20,8 +20,6 @@ from fastsr.bench.registry import DIRECTIONS, DTYPES, LAYOUTS, Grid, Peer, Regis
 from fastsr.bench.results import ResultFile, Row, best_peer, ratio
 from fastsr.bench.roofline import Work, count
 
-TOLERANCE_OF = {"forward": "forward", "backward": "backward", "step": "backward"}
-
 
 @dataclass(frozen=True)
 class Request:
@@ -139,10 +137,9 @@ def measure(case: Case, names: list[str], request: Request, registry: Registry, 
         row["reason"] = reason
         row["peers"] = {name: {"reason": reason} for name in names}
         return row
-    tolerance = registry.tolerances["train" if case.group == "train" else TOLERANCE_OF[case.direction]][case.dtype]
     runners: dict[str, Runner] = {}
     for name in names:
-        made = _ready(registry.peers[name], case, request.device, want, tolerance)
+        made = _ready(registry.peers[name], case, request.device, want, tolerance(registry, case))
         if isinstance(made, Runner):
             runners[name] = made
         else:
@@ -160,15 +157,21 @@ def measure(case: Case, names: list[str], request: Request, registry: Registry, 
     return row
 
 
+def tolerance(registry: Registry, case: Case) -> float:
+    """How far the results of `case` may be off, as a share of their largest value."""
+    kind = "train" if case.group == "train" else "forward" if case.direction == "forward" else "backward"
+    return registry.tolerances[kind][case.dtype]
+
+
 def _fits(peer: Peer, case: Case) -> bool:
     return case.group in peer.groups and case.direction in peer.directions
 
 
-def _ready(peer: Peer, case: Case, device: torch.device, want: list[Any], tolerance: float) -> Runner | str:
+def _ready(peer: Peer, case: Case, device: torch.device, want: list[Any], allowed: float) -> Runner | str:
     """The peer, made and found right, or why it cannot be timed."""
     try:
         runner = make_runner(peer, case, device)
-        return verify.problem(runner, case, want, tolerance) or runner
+        return verify.problem(runner, case, want, allowed) or runner
     except PeerMissing as missing:
         return str(missing)
     except Exception as error:  # a peer that breaks is a row, not the end
