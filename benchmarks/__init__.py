@@ -1,1 +1,1 @@
-"""The registry of benchmarks, their pytest entry, the check of a GPU machine, and results; fastsr/bench has the code."""
+"""The benchmarks' registry, pytest entry and results, and the check of a GPU machine; fastsr/bench has the code."""

@@ -39,6 +39,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--peers", default="", help="against whom; --list names them")
     parser.add_argument("--quick", action="store_true", help="the small grid and a tenth of the time")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row, at least 5 turns (default: 3)")
+    parser.add_argument("--budget", type=float, help="seconds after which no further row is begun")
     parser.add_argument("--threads", type=int, help="of the CPU (default: as many as there are cores)")
     parser.add_argument("--memory", action="store_true", help="also measure peaks on the CPU; a process for each peer")
     parser.add_argument(
@@ -93,6 +94,7 @@ def _request(arguments: argparse.Namespace, groups: list[str]) -> Request:
         quick=arguments.quick,
         seconds=arguments.seconds,
         memory=arguments.memory,
+        budget=arguments.budget,
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +151,13 @@ def _best(device: torch.device, run: Callable[[], Any], amount: float) -> float:
     while best == float("inf") or time.perf_counter() - begin < _SECONDS:
         best = min(best, *timer(device)(run, _TRIES))
     return amount / best / 1e6
+
+
+def main() -> None:
+    """Prints the environment and the ceilings of the device that is named as argument."""
+    device = find_device(sys.argv[1] if len(sys.argv) > 1 else "auto")
+    print(json.dumps({"environment": environment(device), "ceilings": ceilings(device)}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Request:
         quick: the registry's small grid, and a tenth of the time.
         seconds: for the timed part of each row; each peer is timed in several turns in any case.
         memory: also measure peaks on the CPU, each peer in a process of its own.
+        budget: seconds after which no further row is begun; None for as long as it takes.
     """
 
     groups: list[str]
@@ -45,6 +47,7 @@ class Request:
     quick: bool = False
     seconds: float = 3.0
     memory: bool = False
+    budget: float | None = None
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for rows to belong to one result."""
@@ -102,13 +105,17 @@ def run(
         InputError: something asked for is not known, a device is not there, or `path` holds another run.
     """
     check(request, registry)
+    begin = time.monotonic()
     found = ResultFile(path, environment(request.device), request.settings())
     facts = found.content["environment"]
     found.begin({"date": facts["date"], "ceilings": ceilings(request.device, small=request.quick)})
     for case, peers in progress(list(jobs(request, registry))):
         if found.has(case.id, peers):
             continue
-        row = measure(case, peers, request, registry, found.ceilings)
+        if request.budget is not None and time.monotonic() - begin > request.budget:
+            row = {**_empty_row(case), "reason": f"not begun within {request.budget:g} seconds, the budget"}
+        else:
+            row = measure(case, peers, request, registry, found.ceilings)
         found.add(row)
         told(row)
         torch._dynamo.reset()
@@ -119,13 +126,8 @@ def run(
 
 def measure(case: Case, names: list[str], request: Request, registry: Registry, limits: dict[str, Any]) -> Row:
     """One row: peers that are missing, failed or wrong have a reason in the place of a time."""
-    row: Row = {
-        **{key: getattr(case, key) for key in ("id", "group", "name", "size", "dtype", "layout", "direction")},
-        "peers": {},
-        "not_asked": [name for name, peer in registry.peers.items() if name not in names and _fits(peer, case)],
-        "best_peer": None,
-        "ratio": None,
-    }
+    row = _empty_row(case)
+    row["not_asked"] = [name for name, peer in registry.peers.items() if name not in names and _fits(peer, case)]
     try:
         work = count(case)
         row["work"] = dict(vars(work))
@@ -155,6 +157,11 @@ def measure(case: Case, names: list[str], request: Request, registry: Registry, 
     row["best_peer"], row["ratio"] = (best[0] if best else None), ratio(row)
     row["noisy"] = noisy(row["noise"], [row["peers"][name] for name in ("fastsr", row["best_peer"]) if name in times])
     return row
+
+
+def _empty_row(case: Case) -> Row:
+    keys = ("id", "group", "name", "size", "dtype", "layout", "direction")
+    return {**{key: getattr(case, key) for key in keys}, "peers": {}, "not_asked": [], "best_peer": None, "ratio": None}
 
 
 def tolerance(registry: Registry, case: Case) -> float:
