@@ -49,8 +49,10 @@ def find_device(name: str) -> torch.device:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the figures belong to."""
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M:%S"),
         "commit": _git("rev-parse", "--short", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "kind": device.type,

@@ -192,4 +192,5 @@ def _modern_row(old: Row) -> Row:
         "not_asked": [peer for peer in old["peers"] if peer not in asked],
     }
     best = best_peer(row)
-    return {**row, "best_peer": best[0] if best else None, "ratio": ratio(row)}
+    said = {"noisy": old["noisy"]} if "noisy" in old else {}
+    return {**row, **said, "best_peer": best[0] if best else None, "ratio": ratio(row)}
