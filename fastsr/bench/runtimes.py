@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +23,10 @@ def _exported(case: Case, folder: str) -> Path:
     file = Path(folder) / "case.onnx"
     try:
         module = case.build().to(case.tensor_dtype)
-        torch.onnx.export(module, case.maps(), file, dynamo=True, verbose=False, external_data=False)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of every package that it does without
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.onnx.export(module, case.maps(), file, dynamo=True, verbose=False, external_data=False)
     except ImportError as error:
         raise PeerMissing(f"{error}: {INSTALL}") from error
     return file
