@@ -2,7 +2,8 @@
 # make test   run the tests (PYTEST_ARGS=...)                          make format  apply ruff and clang-format
 # make setup  only install, into .venv                                 make clean   remove what make created
 # make sanitize   the kernels' tests under ASan and UBSan
-# make bench-cpu  time fastsr against its peers (BENCH_ARGS=...)
+# make bench-cpu  time fastsr against its peers (BENCH_ARGS=...)      make docs-performance  results into docs
+# make gpu-test   the tests that need a GPU      make gpu-check  build, test and measure on a GPU (OUT=folder, STEPS=...)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NATIVE := $(shell find csrc -type f)
 SIMULATED := $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
-.PHONY: setup demo test sanitize bench-cpu lint format clean
+.PHONY: setup demo test sanitize bench-cpu gpu-test gpu-check docs-performance lint format clean
 
 setup: $(VENV)/.built
 
@@ -45,8 +46,18 @@ sanitize: setup
 	  -k 'not compile and not opcheck' $(PYTEST_ARGS) $(KERNEL_TESTS)
 
 bench-cpu: setup
-	@$(PIP) onnx onnxscript onnxruntime openvino
-	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+	@$(PIP) pyyaml matplotlib jinja2 onnx onnxscript onnxruntime openvino
+	$(BIN)/python -m fastsr bench --device cpu $(BENCH_ARGS)
+
+# A GPU machine is used as it is: nothing is installed there.
+gpu-test:
+	@PYTHONPATH=. $(PYTHON) -m pytest tests/gpu $(PYTEST_ARGS)
+
+gpu-check:
+	@$(PYTHON) -m benchmarks.gpu_check --out $(if $(filter file,$(origin OUT)),gpu-check,$(OUT)) --steps "$(STEPS)"
+
+docs-performance: setup
+	$(BIN)/python -m fastsr.bench.performance benchmarks/results docs/performance.md
 
 lint: setup
 	$(BIN)/ruff check .

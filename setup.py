@@ -155,10 +155,20 @@ def extensions(torch: ModuleType) -> dict[str, Any]:
 torch = find_torch()
 setup(
     # kernels/ (the Triton kernels) is installed as fastsr.kernels: the top-level name belongs to another package.
-    packages=[*find_packages(include=["fastsr", "fastsr.*"], exclude=["fastsr.kernels"]), "fastsr.kernels"],
-    package_dir={"fastsr": "fastsr", "fastsr.kernels": "kernels"},
+    # Of benchmarks/, the registry is installed, for `fastsr bench`.
+    packages=[
+        *find_packages(include=["fastsr", "fastsr.*"], exclude=["fastsr.kernels"]),
+        "fastsr.kernels",
+        "fastsr.bench.registry_data",
+    ],
+    package_dir={
+        "fastsr": "fastsr",
+        "fastsr.kernels": "kernels",
+        "fastsr.bench.registry_data": "benchmarks/registry",
+    },
     package_data={
-        "fastsr": ["py.typed", "weights/*", "train/recipes/*.yaml"],
+        "fastsr": ["py.typed", "weights/*", "train/recipes/*.yaml", "bench/*.json", "bench/*.j2"],
+        "fastsr.bench.registry_data": ["*.yaml", "*.json"],
         "fastsr.kernels": ["configs/*.json"],
     },
     **(extensions(torch) if torch else {}),

@@ -1,1 +1,1 @@
-"""Benchmarks: what is measured (cases), against what (peers), how (measure), and the command (run)."""
+"""The benchmarks' registry, pytest entry and results, and the check of a GPU machine; fastsr/bench has the code."""

@@ -1,4 +1,4 @@
-"""The command line: `fastsr upscale | eval | train | tune | models | info | demo`.
+"""The command line: `fastsr upscale | eval | train | tune | models | info | demo | bench | profile`.
 
 Exit status: 0 done; 2 wrong usage, a fastsr error, or images that failed; 130 interrupted. Messages go to
 stderr, results to stdout.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsr.bench.cli import add_bench, add_profile
 from fastsr.errors import FastsrError, InputError
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for add in (_add_upscale, _add_eval, _add_train, _add_tune, _add_models, _add_info, _add_demo):
+    own = (_add_upscale, _add_eval, _add_train, _add_tune, _add_models, _add_info, _add_demo)
+    for add in (*own, add_bench, add_profile):
         add(commands)
     return parser
 

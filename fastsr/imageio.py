@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import threading
-import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageOps
 
+from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
 
 __all__ = ["SUFFIXES", "Image", "atomic_write", "is_image_path", "read_image", "write_image"]
@@ -151,22 +151,6 @@ def write_image(path: str | os.PathLike[str], image: Image, quality: int = 95) -
         atomic_write(path, data)
     except Exception as error:  # encoders raise nearly anything on a picture they cannot hold
         raise ImageError(f"{path} cannot be written: {_sentence(error)}") from error
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Writes a file through a temporary one in the same folder, so that a failure leaves nothing behind.
-
-    Raises:
-        OSError: the folder is missing, not writable or full.
-    """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sentence(error: Exception) -> str:

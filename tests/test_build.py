@@ -59,6 +59,33 @@ print(fastsr.info()['libraries']['cpu'])
     assert "FASTSR_BUILD=1" in done.stdout
 
 
+def test_benchmarks_run_from_an_installation(pure_wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(pure_wheel).extractall(tmp_path / "site")
+    arguments = [
+        "bench",
+        "ops",
+        "--names",
+        "pixel_norm",
+        "--shape",
+        "8x8",
+        "--quick",
+        "--device",
+        "cpu",
+        "--seconds",
+        "0.1",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastsr", *arguments, "--json", "x.json", "--html", "x.html"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.json").exists() and (tmp_path / "x.html").exists()
+
+
 @pytest.mark.parametrize("file", ("portable.cpp", "tables.cpp", "avx2.cpp", "avx512.cpp"))
 def test_kernels_compile_for_arm(file: str) -> None:
     """The x86 files must be empty there, the portable kernels whole."""

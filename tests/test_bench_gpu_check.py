@@ -1,0 +1,144 @@
+"""The steps of `make gpu-check`, with commands that need no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks import gpu_check  # noqa: E402
+from benchmarks.gpu_check import TOTAL, Step, all_steps, chosen_steps, run_steps  # noqa: E402
+
+
+def python(name: str, code: str, limit: float = 60.0) -> Step:
+    return Step(name, (sys.executable, "-c", code), limit)
+
+
+def test_a_failing_step_does_not_lose_the_others(tmp_path: Path) -> None:
+    steps = [
+        python("first", "print('one')"),
+        python("broken", "import sys; print('why', file=sys.stderr); sys.exit(3)"),
+        Step("missing", ("/no/such/program",), 10.0),
+        python("last", "print('two')"),
+    ]
+    outcomes = run_steps(steps, tmp_path / "out")
+    assert [(o.name, o.state, o.status) for o in outcomes] == [
+        ("first", "ok", 0),
+        ("broken", "failed", 3),
+        ("missing", "failed", None),
+        ("last", "ok", 0),
+    ]
+    assert "one" in (tmp_path / "out" / "0-first.log").read_text()
+    assert "why" in (tmp_path / "out" / "1-broken.log").read_text()
+    assert "/no/such/program" in (tmp_path / "out" / "2-missing.log").read_text()
+    assert [o["state"] for o in json.loads((tmp_path / "out" / "check.json").read_text())] == [
+        o.state for o in outcomes
+    ]
+
+
+def test_a_step_that_hangs_is_cut_off_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    code = (
+        "import subprocess, sys, time; print('before', flush=True);"
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); time.sleep(600)"
+    )
+    (hung, after) = run_steps([python("hung", code, 3.0), python("after", "")], tmp_path)
+    assert (hung.state, hung.status, after.state) == ("timeout", None, "ok")
+    log = (tmp_path / "0-hung.log").read_text()
+    assert "before" in log and "cut off after 3 s" in log
+    pid = int(log.splitlines()[2])
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(pid, 9)
+        pytest.fail("the child lives on")
+
+
+def test_the_whole_keeps_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE", 0.2)
+    steps = [python("long", "import time; time.sleep(600)", 500.0), python("late", "", 50.0)]
+    long, late = run_steps(steps, tmp_path, total=2.0)
+    assert long.state == "timeout" and long.limit < 2.0
+    assert late.state == "skipped"
+
+
+def test_the_real_steps_fit_into_nine_minutes(tmp_path: Path) -> None:
+    steps = all_steps(tmp_path, "cuda")
+    assert sum(step.limit for step in steps) == TOTAL < 540
+    names = [step.name for step in steps]
+    assert {"build", "test", "ceilings", "ops", "models", "train"} <= set(names) and len(set(names)) == len(names)
+    some = chosen_steps(steps, ["test", "ops"])
+    assert [step.name for step in some] == ["test", "ops"]
+    assert sum(step.limit for step in some) == pytest.approx(TOTAL)
+    with pytest.raises(SystemExit, match="no step is called tset; there are info, build"):
+        chosen_steps(steps, ["tset"])
+
+
+def test_the_real_steps_name_what_the_registry_knows(tmp_path: Path) -> None:
+    """What they ask `fastsr bench` for is parsed and checked as there; only the device is another one."""
+    import argparse
+
+    from fastsr.bench.cli import _request, add_bench
+    from fastsr.bench.registry import load_registry
+    from fastsr.bench.run import check, jobs
+
+    parser = argparse.ArgumentParser()
+    add_bench(parser.add_subparsers())
+    for step in all_steps(tmp_path, "cpu"):
+        if "bench" not in step.command:
+            continue
+        arguments = parser.parse_args([part.replace("{budget}", "9") for part in step.command[3:]])
+        request = _request(arguments, arguments.groups)
+        check(request, load_registry())
+        assert list(jobs(request, load_registry()))
+
+
+def test_make(tmp_path: Path) -> None:
+    command = [
+        "make",
+        "-C",
+        str(ROOT),
+        "gpu-check",
+        f"PYTHON={sys.executable}",
+        f"OUT={tmp_path / 'out'}",
+        "STEPS=info",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "info ok" in done.stdout and "operators" in (tmp_path / "out" / "0-info.log").read_text()
+
+
+BARE = """
+import sys
+for name in ("yaml", "msgspec", "cv2", "hypothesis", "skimage", "lmdb", "onnx", "onnxruntime", "openvino"):
+    sys.modules[name] = None
+from fastsr.cli import main
+import fastsr.bench.machine
+fastsr.bench.machine._SECONDS = 0
+sys.exit(main(["bench", "ops", "train", "--names", "pixel_norm,mlrn", "--shape", "16x16", "--quick", "--device", "cpu",
+               "--peers", "fastsr,eager,openvino", "--seconds", "0.1", "--json", sys.argv[1], "--budget", "100"]))
+"""
+
+
+def test_runs_with_what_a_gpu_machine_has(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(tmp_path / "x.json")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [row["peers"]["openvino"]["reason"] for row in rows] == [
+        "openvino is not installed: pip install 'fastsr[bench]'",
+        "runs forward only",
+    ]
+    assert all(row["ratio"] for row in rows)
