@@ -72,3 +72,28 @@ def test_whole_network_trains_on_a_constant_image() -> None:
     net = fastsr.create_model("alkdnet", num_block=2, num_feat=16)
     net(torch.full((1, 3, 16, 16), 0.25)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("name", ("alkdnet", "bsrn", "mlrn", "rlfn"))
+def test_autocast_reaches_the_whole_network(cpu_kernels: None, name: str, dtype: torch.dtype) -> None:
+    """Maps inside have autocast's dtype, the result that of plain PyTorch, the weights float32 gradients."""
+    net = fastsr.create_model(name, scale=2, num_feat=16, num_block=2)
+    x = torch.rand(1, 3, 20, 21)
+    exact = net.double()(x.double()).detach()
+    net.float()
+    seen = []
+    handle = next(m for path, m in net.named_modules() if path in ("B2", "block_2")).register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    results = []
+    for backend in ("cpu", "reference"):
+        with fastsr.backend(backend), torch.autocast("cpu", dtype):
+            results.append(net(x))
+    handle.remove()
+    fused, plain = results
+    assert seen == [dtype, dtype] and fused.dtype == plain.dtype
+    limit = 2 * (plain.double() - exact).abs().max() + torch.finfo(dtype).eps * exact.abs().max()
+    assert (fused.double() - exact).abs().max() <= limit
+    fused.float().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in net.parameters())

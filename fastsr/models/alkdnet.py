@@ -10,7 +10,7 @@ from fastsr import ops
 from fastsr.errors import InputError
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
-from fastsr.nn.layers import Fusion, conv3x3, conv_bias
+from fastsr.nn.layers import Fusion, conv3x3, conv_bias, in_autocast_dtype
 
 COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
 
@@ -31,6 +31,7 @@ class _BlueprintNet(SuperResolutionNet):
 
     def _features(self, x: Tensor, feature_residual: bool) -> Tensor:
         """Fused deep features [N, num_feat, H, W] of the image."""
+        x = in_autocast_dtype(x)
         shallow = y = self.fea_conv(x if self.copies == 1 else cat((x,) * self.copies, 1))
         fusion = Fusion(self.c1, "gelu")
         for i in range(self.num_block):

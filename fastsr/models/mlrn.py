@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import MLRB, RLFB, PixelShuffleUp
-from fastsr.nn.layers import conv3x3, fused_conv3x3, pack_conv3x3
+from fastsr.nn.layers import conv3x3, fused_conv3x3, in_autocast_dtype, pack_conv3x3
 from fastsr.reference import Activation
 
 
@@ -25,7 +25,7 @@ class _ResidualNet(SuperResolutionNet):
         self.upsampler = PixelShuffleUp(num_feat, num_out_ch, self.scale)
 
     def _features(self, x: Tensor) -> Tensor:
-        shallow = y = fused_conv3x3(self.conv_1, x)
+        shallow = y = fused_conv3x3(self.conv_1, in_autocast_dtype(x))
         for i in range(self.num_block):
             y = getattr(self, f"block_{i + 1}")(y)
         return fused_conv3x3(self.conv_2, y, shortcut=shallow)

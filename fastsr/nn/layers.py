@@ -65,6 +65,18 @@ def pack_conv3x3(conv: nn.Conv2d) -> None:
     conv.__dict__["packed"] = ops.pack_conv3x3_gelu(conv.weight, conv_bias(conv))
 
 
+def in_autocast_dtype(x: Tensor) -> Tensor:
+    """A float32 image in the dtype that autocast computes convolutions in, if it is on.
+
+    A fused operator keeps the dtype of its input, so it is the image that decides for all maps behind it. The residual
+    is added to the result from the image itself, in float32.
+    """
+    device = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 class Fusion:
     """act(conv1x1) of maps that come one after another, as if they were concatenated.
 
