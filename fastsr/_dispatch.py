@@ -34,6 +34,8 @@ OPERATORS = (
     "pointwise",
     "upsample",
 )
+# Functions of fastsr.ops that are one operator on the CPU and several of these elsewhere.
+FUSIONS = ("bsconv_stage", "mixer_block")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 

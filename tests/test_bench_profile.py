@@ -45,7 +45,7 @@ def test_a_forward_adds_up(backend: str) -> None:
     assert sum(entry.ms for entry in found.kernels) == pytest.approx(found.ms)
     assert [e.ms for e in found.kernels] == sorted((e.ms for e in found.kernels), reverse=True)
     launches = {entry.name: entry.launches for entry in found.operators}
-    assert launches == {"conv3x3_gelu": 6, "conv_mix": 2, "esa": 2, "upsample": 1}
+    assert launches == {"conv3x3_gelu": 2, "mixer_block": 2, "esa": 2, "upsample": 1}
     assert ("aten::gelu" in {entry.name for entry in found.kernels}) is (backend == "reference")
 
 
@@ -116,9 +116,9 @@ def test_the_command(capsys, tmp_path: Path) -> None:
     status = cli.main(["profile", "mlrn", "--shape", "20x16", "--device", "cpu", "--train", *map(str, arguments)])
     out = capsys.readouterr().out
     assert status == 0 and "mlrn, training step at 1x20x16, fp32" in out
-    assert "conv_mix" in out and "launches" in out and "floor" in out and "peak: " in out
+    assert "mixer_block" in out and "launches" in out and "floor" in out and "peak: " in out
     trace = {event.get("name") for event in json.loads(files["trace.json"].read_text())["traceEvents"]}
-    assert {"fastsr.ops.conv_mix", "block_1 (MLRB)"} <= trace
+    assert {"fastsr.ops.mixer_block", "block_1 (MLRB)"} <= trace
     with PIL.Image.open(files["memory.png"]) as picture:
         assert picture.width > 600
     tables = json.loads(files["tables.json"].read_text())

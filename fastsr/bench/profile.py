@@ -20,7 +20,7 @@ from torch.profiler import profile as torch_profile
 
 import fastsr
 from fastsr import ops
-from fastsr._dispatch import OPERATORS
+from fastsr._dispatch import FUSIONS, OPERATORS
 from fastsr.bench.cases import TORCH_DTYPES
 from fastsr.bench.memory import LiveBytes
 from fastsr.bench.roofline import Counting, recorded_calls
@@ -87,7 +87,7 @@ def step_of(net: nn.Module, image: Tensor, dtype: str, training: bool) -> Callab
 def ranges(net: nn.Module, nvtx: bool) -> Iterator[None]:
     """Names modules and fastsr operators in traces; with `nvtx` also for NVIDIA's tools."""
     with ExitStack() as stack:
-        for name in OPERATORS:
+        for name in (*OPERATORS, *FUSIONS):
             original = getattr(ops, name)
             stack.callback(setattr, ops, name, original)
             setattr(ops, name, _ranged(_PREFIX + name, original, nvtx))

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastsr
 from fastsr import reference
-from fastsr._dispatch import OPERATORS
+from fastsr._dispatch import FUSIONS, OPERATORS
 from fastsr.bench.cases import Case
 
 # Instructions for each element of a result. GELU is the kernels' own: a table of piecewise polynomials on the CPU, the
@@ -164,7 +164,7 @@ def recorded_calls() -> Iterator[list[tuple[str, Work]]]:
         return call
 
     with ExitStack() as stack:
-        for name in OPERATORS:
+        for name in (*OPERATORS, *FUSIONS):
             original = getattr(reference, name)
             stack.callback(setattr, reference, name, original)
             setattr(reference, name, wrap(name, original))

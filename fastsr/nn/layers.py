@@ -72,7 +72,7 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
     is added to the result from the image itself, in float32.
     """
     device = x.device.type
-    if x.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+    if x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 
