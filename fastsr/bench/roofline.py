@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastsr
-from fastsr import reference
+from fastsr import ops, reference
 from fastsr._dispatch import FUSIONS, OPERATORS
 from fastsr.bench.cases import Case
 
@@ -164,10 +164,10 @@ def recorded_calls() -> Iterator[list[tuple[str, Work]]]:
         return call
 
     with ExitStack() as stack:
-        for name in (*OPERATORS, *FUSIONS):
-            original = getattr(reference, name)
-            stack.callback(setattr, reference, name, original)
-            setattr(reference, name, wrap(name, original))
+        for module, name in (*((reference, op) for op in OPERATORS), *((ops, fusion) for fusion in FUSIONS)):
+            original = getattr(module, name)
+            stack.callback(setattr, module, name, original)
+            setattr(module, name, wrap(name, original))
         yield calls
 
 
