@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _gelu, _native, _triton
+from fastsr import _device, _gelu, _native, _triton
 from fastsr._dispatch import select
 from fastsr._native import LIB
-
-MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
-MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
 
@@ -31,21 +28,7 @@ def missing() -> str | None:
 
 def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Why the CUDA C++ kernels cannot take maps like `x`, or None. Traceable: plain globals and tensor metadata."""
-    reason = missing()
-    if reason is not None:
-        return reason
-    if x.device.type not in DEVICES:
-        return f"x is on {x.device.type}, the cuda kernels run on {' or '.join(DEVICES)}"
-    if x.dtype not in dtypes:
-        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        return f"x is {str(x.dtype).removeprefix('torch.')}, the cuda kernel takes {accepted}"
-    if x.dim() == 4 and x.shape[2] * x.shape[3] >= MAX_PIXELS:
-        return f"x has images of {x.shape[2]}x{x.shape[3]} pixels, the cuda kernels take fewer than 2**31"
-    if x.device.type == "cuda":
-        found = torch.cuda.get_device_properties(x.device)
-        if (found.major, found.minor) < MIN_CAPABILITY:
-            return f"the GPU is sm_{found.major}{found.minor}, the cuda kernels need sm_80 or newer"
-    return None
+    return missing() or _device.reason_against("cuda", x, dtypes, DEVICES)
 
 
 def define(name: str, schema: str) -> None:

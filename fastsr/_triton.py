@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsr import _device
 from fastsr._shapes import check
 
 MIN_VERSION = (3, 6)
-MIN_CAPABILITY = (8, 0)  # NVIDIA Ampere: what Triton itself asks for
-MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests of the interpreter add "cpu"
 OPERATORS: dict[str, Callable[..., Any]] = {}  # by name, what runs under the CUDA key
@@ -40,20 +39,7 @@ MISSING = _missing()
 
 def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Why the Triton kernels cannot take maps like `x`, or None. Traceable: plain globals and tensor metadata."""
-    if MISSING is not None:
-        return MISSING
-    if x.device.type not in DEVICES:
-        return f"x is on {x.device.type}, the triton kernels run on {' or '.join(DEVICES)}"
-    if x.dtype not in dtypes:
-        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        return f"x is {str(x.dtype).removeprefix('torch.')}, the triton kernel takes {accepted}"
-    if x.dim() == 4 and x.shape[2] * x.shape[3] >= MAX_PIXELS:
-        return f"x has images of {x.shape[2]}x{x.shape[3]} pixels, the triton kernels take fewer than 2**31"
-    if x.device.type == "cuda" and torch.version.hip is None:
-        found = torch.cuda.get_device_properties(x.device)
-        if (found.major, found.minor) < MIN_CAPABILITY:
-            return f"the GPU is sm_{found.major}{found.minor}, Triton needs sm_80 or newer"
-    return None
+    return MISSING or _device.reason_against("triton", x, dtypes, DEVICES)
 
 
 def operator(op: str, name: str) -> Callable[..., Any]:

@@ -285,26 +285,13 @@ def _load(arguments: argparse.Namespace) -> SuperResolutionNet:
     import torch
 
     import fastsr
+    from fastsr._device import find_device
 
-    device = _device(arguments.device)
+    device = find_device(arguments.device)
     net: SuperResolutionNet = fastsr.load(
         arguments.model, device=device, dtype=getattr(torch, _DTYPES[arguments.dtype])
     )
     return net
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except Exception as error:  # PyTorch answers with half a dozen types, AssertionError among them
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"the device {name!r} cannot be used here ({reason}); try cpu") from error
-    return device
 
 
 def _score_table(result: EvalResult) -> str:

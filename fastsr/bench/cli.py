@@ -77,14 +77,14 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace, groups: list[str]) -> Request:
-    from fastsr.bench.machine import find_device
+    from fastsr.bench.machine import timed_device
     from fastsr.bench.run import Request
 
     if arguments.seconds <= 0:
         raise InputError(f"--seconds is {arguments.seconds:g}; pass more than 0")
     return Request(
         groups=groups,
-        device=find_device(arguments.device),
+        device=timed_device(arguments.device),
         names=_list(arguments.names),
         sizes=_list(arguments.shape),
         dtypes=_list(arguments.dtype),
@@ -128,10 +128,10 @@ def _measure(request: Request, registry: Registry, path: Path | None) -> ResultF
 def _ntire(arguments: argparse.Namespace) -> int:
     if arguments.lr_dir is None:
         raise InputError("ntire needs the challenge's low-resolution images; pass their folder as --lr-dir")
-    from fastsr.bench.machine import find_device
+    from fastsr.bench.machine import timed_device
     from fastsr.bench.ntire import measure, table
 
-    found = measure(arguments.lr_dir, find_device(arguments.device), _list(arguments.names))
+    found = measure(arguments.lr_dir, timed_device(arguments.device), _list(arguments.names))
     print(table(found))
     if arguments.json:
         from fastsr._files import atomic_write

@@ -19,32 +19,18 @@ import torch
 
 import fastsr
 from fastsr import _native
+from fastsr._device import find_device
 from fastsr.bench.cases import TORCH_DTYPES
 from fastsr.bench.measure import overhead_us, timer
 from fastsr.bench.peers import cuda_precision
-from fastsr.errors import InputError
 
 _TRIES, _SECONDS = 8, 0.5  # each ceiling is the best of so many tries and more, for so long at least
 _PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "numpy")
 
 
-def find_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the first GPU, or the CPU.
-
-    Raises:
-        InputError: it is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda can be timed")
-    except Exception as error:  # PyTorch answers with half a dozen types
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"the device {name!r} cannot be used here ({reason}); try cpu") from error
-    return device
+def timed_device(name: str) -> torch.device:
+    """The device called `name`, of a kind that can be timed; InputError if it is not there."""
+    return find_device(name, types=("cpu", "cuda"))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -157,7 +143,7 @@ def _best(device: torch.device, run: Callable[[], Any], amount: float) -> float:
 
 def main() -> None:
     """Prints the environment and the ceilings of the device that is named as argument."""
-    device = find_device(sys.argv[1] if len(sys.argv) > 1 else "auto")
+    device = timed_device(sys.argv[1] if len(sys.argv) > 1 else "auto")
     print(json.dumps({"environment": environment(device), "ceilings": ceilings(device)}, indent=1))
 
 

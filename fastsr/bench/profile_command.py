@@ -15,7 +15,7 @@ import fastsr
 from fastsr._files import atomic_write
 from fastsr.bench import text
 from fastsr.bench.cases import TORCH_DTYPES
-from fastsr.bench.machine import ceilings, environment, find_device
+from fastsr.bench.machine import ceilings, environment, timed_device
 from fastsr.bench.peers import cuda_precision
 from fastsr.bench.profile import (
     Entry,
@@ -35,7 +35,7 @@ _NAME = 70  # characters of a kernel's name that are shown
 def run(arguments: argparse.Namespace) -> int:
     """Profiles, prints two tables and writes the files that were asked for."""
     nearest("dtype", [arguments.dtype], DTYPES)
-    device = find_device(arguments.device)
+    device = timed_device(arguments.device)
     precision = "tf32" if arguments.dtype == "tf32" else "ieee"
     with cuda_precision(precision) if device.type == "cuda" else nullcontext():
         _run(arguments, device)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastsr._device import find_device
 from fastsr.errors import InputError
 
 __all__ = ["Processes"]
@@ -45,7 +46,7 @@ class Processes:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if device == "auto":
             device = "cuda" if cuda else "cpu"
-        self.device = _usable(device)
+        self.device = find_device(device, f"compute.device={device!r}")
         self.first = self.rank == 0
         self._group = launched
 
@@ -93,13 +94,3 @@ def _check_gpu(local: int) -> None:
         raise InputError(
             f"torchrun started more processes than this machine has GPUs ({count}); lower --nproc-per-node"
         )
-
-
-def _usable(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except Exception as error:  # PyTorch answers with half a dozen types, AssertionError among them
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"compute.device={name!r} cannot be used here ({reason}); try cpu") from error
-    return device

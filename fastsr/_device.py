@@ -1,0 +1,56 @@
+"""Devices: the one that a name means, and what GPU kernels of both kinds ask of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsr.errors import InputError
+
+MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores, and what Triton itself asks for
+MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
+
+
+def find_device(name: str, label: str | None = None, types: Sequence[str] | None = None) -> torch.device:
+    """The device called `name`; "auto" is the first GPU, or the CPU.
+
+    Args:
+        name: as `torch.device` takes it, or "auto".
+        label: what an error calls it.
+        types: the device types that will do, all if None.
+
+    Raises:
+        InputError: it is not there, or of another type.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        if types is not None and device.type not in types:
+            raise RuntimeError(f"only {' and '.join(types)} will do")
+    except Exception as error:  # PyTorch answers with half a dozen types, AssertionError among them
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(f"{label or f'the device {name!r}'} cannot be used here ({reason}); try cpu") from error
+    return device
+
+
+def reason_against(kind: str, x: Tensor, dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> str | None:
+    """Why GPU kernels of `kind`, for `dtypes` on `devices`, cannot take maps like `x`, or None.
+
+    Traceable: plain values and tensor metadata.
+    """
+    if x.device.type not in devices:
+        return f"x is on {x.device.type}, the {kind} kernels run on {' or '.join(devices)}"
+    if x.dtype not in dtypes:
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"x is {str(x.dtype).removeprefix('torch.')}, the {kind} kernel takes {accepted}"
+    if x.dim() == 4 and x.shape[2] * x.shape[3] >= MAX_PIXELS:
+        return f"x has images of {x.shape[2]}x{x.shape[3]} pixels, the {kind} kernels take fewer than 2**31"
+    if x.device.type == "cuda" and torch.version.hip is None:
+        found = torch.cuda.get_device_properties(x.device)
+        if (found.major, found.minor) < MIN_CAPABILITY:
+            return f"the GPU is sm_{found.major}{found.minor}, the {kind} kernels need sm_80 or newer"
+    return None
