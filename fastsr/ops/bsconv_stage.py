@@ -54,7 +54,8 @@ def bsconv_stage(
     fuses = current_backend() in ("auto", "cpu") and not exporting() and can_pack("bsconv", x)
     if records or not fuses or dw_weight.shape[2:] != (3, 3):
         distilled = pointwise((x,), d_weight, d_bias, activation="gelu")
-        return distilled, bsconv(x, pw_weight, dw_weight, dw_bias, shortcut=x, activation="gelu")
+        padding = dw_weight.shape[2] // 2
+        return distilled, bsconv(x, pw_weight, dw_weight, dw_bias, padding=padding, shortcut=x, activation="gelu")
     _checks.weight("bsconv_stage", x, d_weight, "d_weight", (None, c, 1, 1))
     _checks.weight("bsconv_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
     _checks.weight("bsconv_stage", x, pw_weight, "pw_weight", (c, c, 1, 1))

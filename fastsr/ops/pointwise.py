@@ -63,7 +63,8 @@ def adds_up(x: Tensor) -> bool:
 
     On the CPU, in float32 and without autograd, which would keep them anyway. In half precision every call rounds.
     """
-    return not torch.is_grad_enabled() and x.dtype == torch.float32 and select("pointwise", x) == "cpu"
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    return not recorded and x.dtype == torch.float32 and select("pointwise", x) == "cpu"
 
 
 def pointwise(
