@@ -107,3 +107,44 @@ def assert_repeatable(
                 assert torch.equal(a, b), f"results differ with {count} threads"
     finally:
         torch.set_num_threads(threads)
+
+
+def assert_network_within_twice(net: torch.nn.Module, image: Tensor, backend: str) -> None:
+    """Output and all gradients of a whole network against float64.
+
+    Behind a chain of operators the error of one small tensor is a matter of luck (test_models_cpu.py): the mean over
+    all tensors is held to twice PyTorch's, single ones to four times its worst, the output to twice.
+    """
+    names = [name for name, _ in net.named_parameters()]
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        out: Tensor = torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x)
+        return out
+
+    inputs = [moved(t.detach(), device_of(backend)) for t in (image, *net.parameters())]
+    exact = results(run, [t.double() for t in inputs], "reference")
+    plain, fused = (
+        [((r - e).norm() / e.norm()).item() for r, e in zip(results(run, inputs, which), exact, strict=True)]
+        for which in ("reference", backend)
+    )
+    assert sum(fused) <= 2 * sum(plain) and max(fused) <= 4 * max(plain) and fused[0] <= 2 * plain[0]
+
+
+def assert_graph_replays(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str
+) -> None:
+    """A captured CUDA graph gives the results of a call after its first input has changed."""
+    inputs = [t.cuda() for t in inputs]
+    with torch.no_grad(), fastsr.backend(backend):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = function(*inputs)
+        inputs[0].copy_(torch.randn_like(inputs[0]))
+        graph.replay()
+        pairs = (r if isinstance(r, tuple) else (r,) for r in (captured, function(*inputs)))
+        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))

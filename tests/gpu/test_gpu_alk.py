@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import assert_twice_rule, feature_map, results, weight
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
 from torch import Tensor
 
 import fastsr
@@ -84,20 +84,7 @@ def test_twenty_runs_are_bit_equal(case: Callable[..., Case], backend: str) -> N
 @by_case
 def test_graph_replays_on_changed_inputs(case: Callable[..., Case], backend: str) -> None:
     function, inputs = case(IMAGE, HALF)
-    inputs = [t.cuda() for t in inputs]
-    with torch.no_grad(), fastsr.backend(backend):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = function(*inputs)
-        inputs[0].copy_(torch.randn_like(inputs[0]))
-        graph.replay()
-        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (captured, function(*inputs))), strict=True):
-            assert torch.equal(a, b)
+    assert_graph_replays(function, inputs, backend)
 
 
 def test_other_device_and_stream() -> None:

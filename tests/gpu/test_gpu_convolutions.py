@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from kernel_checks import assert_twice_rule, feature_map, results, weight
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
 from torch import Tensor
 
 import fastsr
@@ -93,19 +93,7 @@ def test_twenty_runs_are_bit_equal(case: Callable[..., Case]) -> None:
 @by_case
 def test_graph_replays_on_changed_inputs(case: Callable[..., Case]) -> None:
     function, inputs = case(IMAGE, HALF)
-    inputs = [t.cuda() for t in inputs]
-    with torch.no_grad(), fastsr.backend("triton"):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            function(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = function(*inputs)
-        inputs[0].copy_(torch.randn_like(inputs[0]))
-        graph.replay()
-        assert torch.equal(y, function(*inputs))
+    assert_graph_replays(function, inputs, "triton")
 
 
 def test_more_elements_than_32_bits_count() -> None:

@@ -8,8 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from kernel_checks import device_of, feature_map, moved, results
-from torch import Tensor
+from kernel_checks import assert_network_within_twice, device_of, feature_map, moved
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsr
@@ -27,22 +26,7 @@ def network(blocks: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_output_and_gradients_are_within_twice_the_error_of_pytorch(dtype: torch.dtype) -> None:
-    net = network(1, dtype)
-    names = [n for n, _ in net.named_parameters()]
-
-    def run(x: Tensor, *parameters: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), x)
-        return out
-
-    image = feature_map((1, 3, 15, 14), "nchw").sigmoid().to(dtype)
-    inputs = [moved(t.detach(), DEVICE) for t in (image, *net.parameters())]
-    exact = results(run, [t.double() for t in inputs], "reference")
-    # As in test_models_cpu.py: behind a chain of operators the error of one small tensor is a matter of luck.
-    plain, fused = (
-        [((r - e).norm() / e.norm()).item() for r, e in zip(results(run, inputs, backend), exact, strict=True)]
-        for backend in ("reference", "triton")
-    )
-    assert sum(fused) <= 2 * sum(plain) and max(fused) <= 4 * max(plain) and fused[0] <= 2 * plain[0]
+    assert_network_within_twice(network(1, dtype), feature_map((1, 3, 15, 14), "nchw").sigmoid().to(dtype), "triton")
 
 
 class _Operators(TorchDispatchMode):
