@@ -39,9 +39,21 @@ def test_machines_are_kept_apart_and_the_newest_run_counts() -> None:
 
 def test_a_noisy_run_does_not_replace_a_quiet_one() -> None:
     quiet, loud = result("A", "2026-01-02", 1, 2), result("A", "2026-01-03", 5, 2)
-    loud["rows"][0]["noisy"] = True
+    quiet["rows"][0]["noisy"], loud["rows"][0]["noisy"] = False, True
     assert newest([quiet, loud], "ms")["A, 2 threads"]["ops/x/8x8/fp32/channels_last/forward"].row["ratio"] == 2
     assert "0.40 (noisy)" in document([loud])
+
+
+def test_a_run_of_unknown_noise_gives_way_to_a_newer_noisy_one() -> None:
+    """Results of older forms do not tell; memory does not depend on noise at all."""
+    old, loud = result("A", "2026-01-02", 1, 2), result("A", "2026-01-03", 5, 2)
+    loud["rows"][0]["noisy"] = True
+    row_id = "ops/x/8x8/fp32/channels_last/forward"
+    assert newest([old, loud], "ms")["A, 2 threads"][row_id].row is loud["rows"][0]
+    old["rows"][0]["noisy"] = False
+    for run, peak in ((old, 9.0), (loud, 4.0)):
+        run["rows"][0]["peers"]["fastsr"]["peak_mb"] = peak
+    assert newest([old, loud], "peak_mb")["A, 2 threads"][row_id].row is loud["rows"][0]
 
 
 def test_losing_shapes_are_stated() -> None:

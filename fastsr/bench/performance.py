@@ -1,7 +1,7 @@
 """Writes docs/performance.md from the results that are kept: python -m fastsr.bench.performance FOLDER FILE.
 
 A section a machine, a row a case, and every figure of a row from one run: the newest on that machine that has the case,
-but a noisy one only where there is no other.
+but a noisy one only where no run is known to have been quiet.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _HEAD = """# Performance
 Written by `make docs-performance` from [benchmarks/results](../benchmarks/results); change nothing here by hand. Times
 are medians in milliseconds of runs in which all peers took turns; the ratio is the time of the best peer over that of
 fastsr. "Eager" and "compile" are the same networks in plain PyTorch. The floor is the least time by the roofline model
-under the ceilings of the same run. A row holds one run on one machine, the newest that was not noisy if there is one;
-runs are named by date and commit. A dash is a peer that was not asked for or has no time; the raw data say which and
+under the ceilings of the same run. A row holds one run on one machine, the newest that is known not to be noisy, or else
+the newest; runs are named by date and commit. A dash is a peer that was not asked for or has no time; the raw data say which and
 why.
 """
 
@@ -50,7 +50,10 @@ def newest(results: Iterable[Result], wanted: str) -> dict[str, dict[str, Source
         rows = found.setdefault(machine(environment), {})
         for row in result["rows"]:
             known = rows.get(row["id"])
-            quieter = known is not None and row.get("noisy") and not known.row.get("noisy")
+            # Older forms do not tell whether the machine was noisy: they are no better than a noisy run.
+            quieter = known is not None and row.get("noisy") and known.row.get("noisy") is False
+            if wanted == "peak_mb":
+                quieter = False  # memory does not depend on who else computes
             if any(wanted in figures for figures in row["peers"].values()) and not quieter:
                 rows[row["id"]] = Source(row, environment)
     return {name: rows for name, rows in found.items() if rows}
