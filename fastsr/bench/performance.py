@@ -22,9 +22,9 @@ _HEAD = """# Performance
 Written by `make docs-performance` from [benchmarks/results](../benchmarks/results); change nothing here by hand. Times
 are medians in milliseconds of runs in which all peers took turns; the ratio is the time of the best peer over that of
 fastsr. "Eager" and "compile" are the same networks in plain PyTorch. The floor is the least time by the roofline model
-under the ceilings of the same run. A row holds one run on one machine, the newest that is known not to be noisy, or else
-the newest; runs are named by date and commit. A dash is a peer that was not asked for or has no time; the raw data say which and
-why.
+under the ceilings of the same run. A row holds one run on one machine, the newest that is known not to be noisy, or
+else the newest; runs are named by date and commit. A dash is a peer that was not asked for or has no time; the raw data
+say which and why.
 """
 
 
