@@ -93,9 +93,14 @@ void forward(const AlkConvForward<T>& a, const StripTile& t, bool continues, flo
   int64_t next = continues ? t.y0 + s.halo : t.y0 - s.halo;  // the next row of u
   for (int64_t y = t.y0; y < t.y1; y += kStep) {
     const int64_t count = std::min<int64_t>(kStep, t.y1 - y);
-    for (; next < y + count + s.halo; ++next)
-      rows::fill_row(u, next, t.x0 - s.halo, t.x1 + s.halo, a.x.at(t.n, 0, 0), a.x.stride_h, a.x.stride_w, s.h, s.w,
-                     s.c, a.weights.pw, scratch.row);
+    for (; next < y + count + s.halo; ++next) {
+      Prefetches<3> fetch;
+      if (const int64_t row = next - s.halo; row >= y) {
+        fetch.add({a.y, t.n, row, t.x0, t.x1 - t.x0, s.k});
+        if (s.d > 0) fetch.add({a.distilled, t.n, row, t.x0, t.x1 - t.x0, s.d});
+      }
+      rows::fill_row(u, next, t.x0 - s.halo, t.x1 + s.halo, a.x, t.n, s.h, s.w, s.c, a.weights.pw, scratch.row, fetch);
+    }
     for (int64_t i = 0; i < kStep + 2 * s.halo; ++i) ring_rows[i] = u.row(std::min(y - s.halo + i, next - 1));
     for (int64_t x = t.x0; x < t.x1; x += kChunk) {
       const int64_t pixels = std::min(kChunk, t.x1 - x);

@@ -299,9 +299,13 @@ struct BackwardTile {
   void run() {
     int64_t next = t.y0 - 2 * s.halo;  // the next row of u
     for (int64_t b = t.y0 - s.halo; b < t.y1 + s.halo; b += kBackStep) {
-      for (; next < b + kBackStep + s.halo; ++next)
-        rows::fill_row(scratch.u, next, t.x0 - 2 * s.halo, t.x1 + 2 * s.halo, a.x.at(t.n, 0, 0), a.x.stride_h,
-                       a.x.stride_w, s.h, s.w, s.c, a.weights.pw, scratch.row);
+      for (; next < b + kBackStep + s.halo; ++next) {
+        Prefetches<2> fetch;
+        if (const int64_t row = next - 2 * s.halo; row >= t.y0 && row < t.y1)
+          fetch.add({a.dx, t.n, row, t.x0, t.x1 - t.x0, s.c});
+        rows::fill_row(scratch.u, next, t.x0 - 2 * s.halo, t.x1 + 2 * s.halo, a.x, t.n, s.h, s.w, s.c, a.weights.pw,
+                       scratch.row, fetch);
+      }
       for (int64_t i = 0; i < kBackStep + 2 * s.halo; ++i) u_rows[i] = scratch.u.row(b - s.halo + i);
       branch_rows(b);
       if (b - s.halo >= t.y0) input_rows(b - s.halo);

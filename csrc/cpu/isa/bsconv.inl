@@ -74,9 +74,14 @@ void forward_as(const BsconvForward<T>& a, const StripTile& t, bool continues, f
   int64_t next = continues ? t.y0 + 1 : t.y0 - 1;  // the next row of u
   for (int64_t y = t.y0; y < t.y1; y += kStep) {
     const int64_t count = std::min<int64_t>(kStep, t.y1 - y);
-    for (; next < y + count + 1; ++next)
-      rows::fill_row(u, next, t.x0 - 1, t.x1 + 1, a.x.at(t.n, 0, 0), a.x.stride_h, a.x.stride_w, s.h, s.w, s.c, a.pw,
-                     row);
+    for (; next < y + count + 1; ++next) {
+      Prefetches<3> fetch;
+      if (next > y) {
+        fetch.add({a.y, t.n, next - 1, t.x0, t.x1 - t.x0, s.k});
+        if (s.d > 0) fetch.add({a.distilled, t.n, next - 1, t.x0, t.x1 - t.x0, s.d});
+      }
+      rows::fill_row(u, next, t.x0 - 1, t.x1 + 1, a.x, t.n, s.h, s.w, s.c, a.pw, row, fetch);
+    }
     const float* ring_rows[kStep + 2];
     for (int64_t i = 0; i < kStep + 2; ++i) ring_rows[i] = u.row(std::min(y - 1 + i, next - 1));
     for (int64_t r = 0; r < count; r += branches::kRows)
@@ -208,9 +213,11 @@ void backward_as(const BsconvBackward<T>& a, const StripTile& t, float* memory, 
   const BackwardScratch scratch(s, memory);
   int64_t next = t.y0 - 2;  // the next row of u
   for (int64_t b = t.y0 - 1; b < t.y1 + 1; b += kBackStep) {
-    for (; next < b + kBackStep + 1; ++next)
-      rows::fill_row(scratch.u, next, t.x0 - 2, t.x1 + 2, a.x.at(t.n, 0, 0), a.x.stride_h, a.x.stride_w, s.h, s.w, s.c,
-                     a.pw, scratch.row);
+    for (; next < b + kBackStep + 1; ++next) {
+      Prefetches<2> fetch;
+      if (const int64_t row = next - 2; row >= t.y0 && row < t.y1) fetch.add({a.dx, t.n, row, t.x0, t.x1 - t.x0, s.c});
+      rows::fill_row(scratch.u, next, t.x0 - 2, t.x1 + 2, a.x, t.n, s.h, s.w, s.c, a.pw, scratch.row, fetch);
+    }
     const float* u_rows[kBackStep + 2];
     for (int64_t i = 0; i < kBackStep + 2; ++i) u_rows[i] = scratch.u.row(b - 1 + i);
     gradient_rows<T, activation>(a, t, scratch, u_rows, b, gradients);

@@ -36,28 +36,6 @@ FASTSR_INLINE Window<T> window(const ConvMap<const T>& map, int64_t c, int64_t h
   return {patch, columns * channels, channels};
 }
 
-// Memory to be fetched while a product computes: its lines are asked for a few at a time, as many as can be under way
-// together. (All at once they would hold up the product.)
-class Prefetch {
- public:
-  Prefetch() = default;
-  // Neighbouring pixels of a row, none if `pixels` is not positive.
-  template <class Map>
-  Prefetch(const Map& map, int64_t n, int64_t h, int64_t w, int64_t pixels, int64_t channels) {
-    if (pixels <= 0) return;
-    line_ = reinterpret_cast<const char*>(map.at(n, h, w));
-    end_ = reinterpret_cast<const char*>(map.at(n, h, w + pixels - 1) + channels);
-  }
-  // Asks for the next lines; false when none are left.
-  FASTSR_INLINE bool some(int lines) {
-    for (; lines > 0 && line_ < end_; --lines, line_ += 64) __builtin_prefetch(line_);
-    return line_ < end_;
-  }
-
- private:
-  const char *line_ = nullptr, *end_ = nullptr;
-};
-
 // Copies pixels to a float block, unused lanes zero, or back.
 template <class T>
 void load_pixels(const ConvMap<const T>& map, int64_t n, int64_t h, int64_t w, int64_t channels, int64_t pixels,

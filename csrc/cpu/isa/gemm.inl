@@ -37,5 +37,19 @@ FASTSR_INLINE void gemm_tile(const float* x, int64_t x_stride, int64_t k_count, 
   }
 }
 
+constexpr int64_t kPart = 8;  // values of k between two calls of `meanwhile`
+
+// As gemm_tile, and calls meanwhile() every now and then.
+template <int M, int V, class Meanwhile>
+FASTSR_INLINE void gemm_tile(const float* x, int64_t x_stride, int64_t k_count, const float* w, int64_t w_stride,
+                             vf (&acc)[M][V], Meanwhile& meanwhile) {
+  int64_t k = 0;
+  for (; k + kPart <= k_count; k += kPart, w += kPart * w_stride) {
+    meanwhile();
+    gemm_tile<M, V>(x + k, x_stride, kPart, w, w_stride, acc);
+  }
+  gemm_tile<M, V>(x + k, x_stride, k_count - k, w, w_stride, acc);
+}
+
 }  // namespace
 }  // namespace fastsr::cpu

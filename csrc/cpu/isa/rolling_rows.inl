@@ -6,6 +6,8 @@
 #pragma once
 
 #include "gemm.inl"
+#include "prefetch.inl"
+#include "strip.h"
 
 namespace fastsr::cpu {
 namespace {
@@ -48,22 +50,11 @@ FASTSR_INLINE FloatRow float_row(const T* x, int64_t stride, int64_t count, int6
 template <int V>
 constexpr int tile_pixels = std::min(2 * kTilePixels, kTilePixels* kTileVectors / V);
 
-// `ahead`: M pixels that will be read later, or null. They are fetched a few lines at a time: all at once, they would
-// hold up the product.
-template <int M, int V, class Sink>
+template <int M, int V, class Sink, class Meanwhile>
 FASTSR_INLINE void pointwise_tile(const FloatRow& x, int64_t i, int64_t c, const float* w, int64_t w_stride,
-                                  int64_t first, Sink& sink, const float* ahead) {
-  constexpr int64_t kPart = 8;
-  constexpr int kLines = (M * kPart * sizeof(float) + 63) / 64;
+                                  int64_t first, Sink& sink, Meanwhile& meanwhile) {
   vf acc[M][V] = {};
-  const float *from = x.data + i * x.stride, *weights = w + first * kLanes;
-  int64_t k = 0;
-  for (; k + kPart <= c; k += kPart) {
-    if (ahead)
-      for (int line = 0; line < kLines; ++line) __builtin_prefetch(ahead + M * k + line * 16, 0, 2);
-    gemm_tile<M, V>(from + k, x.stride, kPart, weights + k * w_stride, w_stride, acc);
-  }
-  gemm_tile<M, V>(from + k, x.stride, c - k, weights + k * w_stride, w_stride, acc);
+  gemm_tile<M, V>(x.data + i * x.stride, x.stride, c, w + first * kLanes, w_stride, acc, meanwhile);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
@@ -71,32 +62,43 @@ FASTSR_INLINE void pointwise_tile(const FloatRow& x, int64_t i, int64_t c, const
   }
 }
 
-template <int V, class Sink>
+template <int V, class Sink, class Meanwhile>
 FASTSR_INLINE void pointwise_columns(const FloatRow& x, int64_t n, int64_t c, const float* w, int64_t w_stride,
-                                     int64_t first, Sink& sink, const float* ahead) {
+                                     int64_t first, Sink& sink, Meanwhile& meanwhile) {
   constexpr int M = tile_pixels<V>;
   if (n < M) {
-    for (int64_t i = 0; i < n; ++i) pointwise_tile<1, V>(x, i, c, w, w_stride, first, sink, nullptr);
+    for (int64_t i = 0; i < n; ++i) pointwise_tile<1, V>(x, i, c, w, w_stride, first, sink, meanwhile);
     return;
   }
   for (int64_t i = 0; i < n; i += M)
     // The last tile overlaps the one before it; both compute the same values.
-    pointwise_tile<M, V>(x, std::min(i, n - M), c, w, w_stride, first, sink, ahead ? ahead + i * x.stride : nullptr);
+    pointwise_tile<M, V>(x, std::min(i, n - M), c, w, w_stride, first, sink, meanwhile);
 }
 
-// w is packed [c][vectors * kLanes]. `ahead`: pixels that will be read next, or null.
-template <class Sink>
+// w is packed [c][vectors * kLanes]. meanwhile() is called every now and then.
+template <class Sink, class Meanwhile>
 FASTSR_INLINE void pointwise(const FloatRow& x, int64_t n, int64_t c, const float* w, int64_t vectors, Sink sink,
-                             const float* ahead = nullptr) {
+                             Meanwhile& meanwhile) {
   const int64_t w_stride = vectors * kLanes;
   int64_t v = 0;
-  for (; v + kTileVectors <= vectors; v += kTileVectors, ahead = nullptr)
-    pointwise_columns<kTileVectors>(x, n, c, w, w_stride, v, sink, ahead);
+  for (; v + kTileVectors <= vectors; v += kTileVectors)
+    pointwise_columns<kTileVectors>(x, n, c, w, w_stride, v, sink, meanwhile);
   if constexpr (kTileVectors == 4)
-    if (vectors - v == 3) return pointwise_columns<3>(x, n, c, w, w_stride, v, sink, ahead);
+    if (vectors - v == 3) return pointwise_columns<3>(x, n, c, w, w_stride, v, sink, meanwhile);
   if constexpr (kTileVectors > 2)
-    if (vectors - v == 2) return pointwise_columns<2>(x, n, c, w, w_stride, v, sink, ahead);
-  if (vectors - v == 1) pointwise_columns<1>(x, n, c, w, w_stride, v, sink, ahead);
+    if (vectors - v == 2) return pointwise_columns<2>(x, n, c, w, w_stride, v, sink, meanwhile);
+  if (vectors - v == 1) pointwise_columns<1>(x, n, c, w, w_stride, v, sink, meanwhile);
+}
+template <class Sink>
+FASTSR_INLINE void pointwise(const FloatRow& x, int64_t n, int64_t c, const float* w, int64_t vectors, Sink sink) {
+  const auto nothing = [] {};
+  pointwise(x, n, c, w, vectors, sink, nothing);
+}
+
+// How often pointwise calls `meanwhile`, about.
+FASTSR_INLINE int64_t pointwise_parts(int64_t n, int64_t c, int64_t vectors) {
+  const int64_t blocks = (vectors + kTileVectors - 1) / kTileVectors;
+  return n * blocks / tile_pixels<kTileVectors> * (c / kPart);
 }
 
 // ---- the ring of intermediate rows
@@ -120,25 +122,23 @@ struct Ring {
   }
 };
 
-// Row y of u = pointwise(x) for image columns [first, last), which may reach over the borders: zero there. `x` points
-// at the image's pixel (0, 0).
-template <class T>
-void fill_row(const Ring& u, int64_t y, int64_t first, int64_t last, const T* x, int64_t stride_h, int64_t stride_w,
-              int64_t height, int64_t width, int64_t c, const float* w, float* buffer) {
+// Row y of u = pointwise(x) for columns [first, last) of the image n, which may reach over its borders: zero there.
+// Meanwhile it fetches the next row of x and what is in `fetch`: rows that are about to be written.
+template <class T, int Rows>
+void fill_row(const Ring& u, int64_t y, int64_t first, int64_t last, const FeatureRows<const T>& x, int64_t n,
+              int64_t height, int64_t width, int64_t c, const float* w, float* buffer, Prefetches<Rows> fetch) {
   if (y < 0 || y >= height) return u.clear_row(y);
   const int64_t left = std::max<int64_t>(first, 0), right = std::min(last, width);
   u.clear_pixels(y, 0, left - first);
   u.clear_pixels(y, right - first, last - first);
-  const T* from = x + y * stride_h + left * stride_w;
-  const FloatRow row = float_row(from, stride_w, right - left, c, buffer);
-  const float* ahead = nullptr;
-  if constexpr (std::is_same_v<T, float>)
-    if (y + 1 < height) ahead = from + stride_h;
+  const FloatRow row = float_row(x.at(n, y, left), x.stride_w, right - left, c, buffer);
+  if (y + 1 < height) fetch.add({x, n, y + 1, left, right - left, c});
+  fetch.divide(pointwise_parts(right - left, c, u.groups));
   float* to = u.row(y) + (left - first) * kLanes;
   const int64_t pitch = u.pitch();
   pointwise(
       row, right - left, c, w, u.groups,
-      [=](int64_t i, int64_t v, vf sums) { store(to + v * pitch + i * kLanes, sums); }, ahead);
+      [=](int64_t i, int64_t v, vf sums) { store(to + v * pitch + i * kLanes, sums); }, fetch);
 }
 
 }  // namespace rows

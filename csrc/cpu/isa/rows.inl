@@ -5,6 +5,8 @@
 #pragma once
 
 #include "gemm.inl"
+#include "prefetch.inl"
+#include "strip.h"
 
 namespace fastsr::cpu {
 namespace {
@@ -48,11 +50,28 @@ FASTSR_INLINE RowChunk next_chunk(const RowGemm& a, int64_t& s, int64_t& offset)
   return chunk;
 }
 
+using RowFetch = Prefetches<5>;
+
+// While the `pixels` pixels from `pixel` on compute: where their results will be written, for the first chunk, and the
+// pixels behind them. These may lie past the row's end, in the next one, which callers read next; if not, it does no
+// harm.
+FASTSR_INLINE RowFetch rows_to_fetch(const RowGemm& a, const RowChunk& chunk, int64_t pixel, int64_t pixels,
+                                     bool first) {
+  const auto row = [](const float* data, int64_t stride, int64_t from, int64_t count, int64_t channels) {
+    return Prefetch(FeatureRows<const float>{data, 0, 0, stride}, 0, 0, from, count, channels);
+  };
+  RowFetch fetch;
+  if (first) fetch.add(row(a.y, a.y_stride, pixel, std::min(pixels, a.pixels - pixel), a.channels));
+  for (int64_t i = 0; i < chunk.count; ++i)
+    fetch.add(row(chunk.segments[i].x, chunk.segments[i].stride, pixel + pixels, pixels, chunk.segments[i].k));
+  return fetch;
+}
+
 // Adds a chunk's sum to partial[M][V], if there is one, or else to bias and shortcut; leaves it in partial unless it is
 // the last.
 template <int M, int V>
 __attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& chunk, const float* w, int64_t pixel,
-                                             int64_t column, float* partial, bool first, bool last) {
+                                             int64_t column, float* partial, bool first, bool last, RowFetch& fetch) {
   vf acc[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -60,11 +79,7 @@ __attribute__((noinline)) void row_gemm_tile(const RowGemm& a, const RowChunk& c
     for (int v = 0; v < V; ++v) acc[m][v] = vf{};
   for (int64_t s = 0; s < chunk.count; ++s) {
     const RowSegment& segment = chunk.segments[s];
-    // Broadcasts of single floats run too few cache lines ahead of themselves: fetch the next tile's.
-    if constexpr (M > 1)
-      for (int m = M; m < 2 * M; ++m)
-        for (int64_t k = 0; k < segment.k; k += 16) __builtin_prefetch(segment.x + (pixel + m) * segment.stride + k);
-    gemm_tile<M, V>(segment.x + pixel * segment.stride, segment.stride, segment.k, w, a.columns, acc);
+    gemm_tile<M, V>(segment.x + pixel * segment.stride, segment.stride, segment.k, w, a.columns, acc, fetch);
     w += segment.k * a.columns;
   }
   if (!first) {
@@ -121,9 +136,12 @@ void row_gemm_columns(const RowGemm& a, int64_t column) {
     int64_t s = 0, offset = 0;
     for (bool first = true; first || s < a.segment_count; first = false) {
       const RowChunk chunk = next_chunk(a, s, offset);
+      RowFetch fetch;
+      if (column == 0) fetch = rows_to_fetch(a, chunk, block * M, kBlockTiles * M, first);
+      fetch.divide((end - block) * (chunk.k / kPart));
       for (int64_t t = block; t < end; ++t)
         row_gemm_tile<M, V>(a, chunk, w, std::min(t * M, a.pixels - M), column, partial + (t - block) * kTile, first,
-                            s == a.segment_count);
+                            s == a.segment_count, fetch);
       w += chunk.k * a.columns;
     }
   }
