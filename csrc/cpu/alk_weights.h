@@ -6,8 +6,7 @@
 #include <vector>
 
 #include "../alk_checks.h"
-#include "isa/alk_conv.h"
-#include "isa/tables.h"
+#include "isa/table.h"
 #include "parallel.h"
 #include "weights.h"
 
@@ -23,6 +22,7 @@ inline void check_alk_weights(const char* op, const Tensor& x, const AlkWeightTe
 // Of `k` channels out, `d` distilled (0: none), with a large kernel of `taps`.
 inline AlkConvShape alk_shape(const Tensor& x, int64_t k, int64_t d, int64_t taps, double eps, int64_t activation,
                               bool residual) {
+  const float gelu_width = kernels().alk_conv.gelu_width;
   return {.n = x.size(0),
           .c = x.size(1),
           .h = x.size(2),
@@ -32,7 +32,7 @@ inline AlkConvShape alk_shape(const Tensor& x, int64_t k, int64_t d, int64_t tap
           .taps = taps,
           .halo = std::max<int64_t>(taps / 2, 1),
           .strip_width = x.size(3),
-          .eps = static_cast<float>(eps / (PiecewiseTable::kWidth * PiecewiseTable::kWidth)),
+          .eps = static_cast<float>(eps / (gelu_width * gelu_width)),
           .activation = activation,
           .residual = residual};
 }
@@ -72,21 +72,21 @@ inline void pack_alk_weights(const AlkLayout& layout, const AlkWeightTensors& w,
   const auto offsets = layout.offsets();
   const auto part = [&](int i) { return memory + offsets[i]; };
   pack_transposed(w.pw_weight, layout.k, layout.c, part(0), k_padded);
-  constexpr float kScale = 1.f / PiecewiseTable::kWidth;
+  const float scale = 1.f / kernels().alk_conv.gelu_width;
   const FloatParameter l1(w.lora1_weight), l2(w.lora2_weight), small(w.small_weight), b1(w.lora1_bias),
       b2(w.lora2_bias), b3(w.small_bias), nw(w.norm_weight), nb(w.norm_bias);
   for (int64_t i = 0; i < layout.k; ++i) {
     const int64_t group = i / lanes, lane = i % lanes;
     float* tap = part(1) + group * layout.all_taps() * lanes + lane;
     for (int64_t t = 0; t < taps; ++t) {
-      tap[t * lanes] = l1[i * taps + t] * kScale;
-      tap[(taps + t) * lanes] = l2[i * taps + t] * kScale;
+      tap[t * lanes] = l1[i * taps + t] * scale;
+      tap[(taps + t) * lanes] = l2[i * taps + t] * scale;
     }
-    for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + t] * kScale;
+    for (int64_t t = 0; t < 9; ++t) tap[(2 * taps + t) * lanes] = small[i * 9 + t] * scale;
     float* bias = part(2) + group * 3 * lanes + lane;
-    bias[0] = b1[i] * kScale;
-    bias[lanes] = b2[i] * kScale;
-    bias[2 * lanes] = b3[i] * kScale;
+    bias[0] = b1[i] * scale;
+    bias[lanes] = b2[i] * scale;
+    bias[2 * lanes] = b3[i] * scale;
     part(3)[i] = nw[i];
     part(4)[i] = nb[i];
   }

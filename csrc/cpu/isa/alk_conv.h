@@ -11,7 +11,7 @@ namespace fastsr::cpu {
 // Weights in float, channels padded with zeros to whole vectors: K' = groups * lanes for K.
 struct AlkConvWeights {
   const float* pw;           // [C][K']
-  const float* taps;         // [group][2k + 9][lanes]: vertical, horizontal, square; divided by the GELU table's width
+  const float* taps;         // [group][2k + 9][lanes]: vertical, horizontal, square; divided by gelu_width
   const float* bias;         // [group][3][lanes], divided alike
   const float* norm_weight;  // [K']
   const float* norm_bias;
@@ -53,6 +53,7 @@ struct AlkConvBackward {
 
 struct AlkConvKernels {
   int64_t lanes;
+  float gelu_width;  // by which taps, bias and eps are divided
   // Floats of scratch that a tile needs.
   int64_t (*forward_scratch)(const AlkConvShape&);
   // One tile. `continues`: the scratch is as the tile above left it, which must have been in the same strip.

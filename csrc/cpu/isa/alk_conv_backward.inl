@@ -142,7 +142,7 @@ void norm_backward(const NormBackward<T>& b) {
   store(gx_means, channel_norm::lane_sums(gx_sums) * inverse);
   for (int64_t i = 0; i < b.count; ++i) {
     const vf mean = splat(m.mean[i]), rstd = splat(m.rstd[i]), g_mean = splat(g_means[i]), gx_mean = splat(gx_means[i]);
-    const vf scale = rstd * (1.f / PiecewiseTable::kWidth);  // the statistics are of v / width
+    const vf scale = rstd * kInverseWidth;  // the statistics are of v / width
 #pragma GCC unroll 4
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = (i * groups + g) * kLanes, to = g * b.pitch + i * kLanes;
@@ -322,6 +322,7 @@ void backward(const AlkConvBackward<T>& a, const StripTile& t, float* memory, fl
 
 constexpr AlkConvKernels alk_conv_kernels() {
   return {kLanes,
+          Table::kWidth,
           &alk::ForwardScratch::size,
           &alk::forward<float>,
           &alk::forward<Half>,

@@ -127,57 +127,10 @@ FASTSR_INLINE void all_three(const Filters& f, const Sources& s, int64_t y, int6
   square(s.rows[2] + y + f.halo - 1, offset - kLanes, taps + 2 * k * kLanes, load(bias + 2 * kLanes), out[2]);
 }
 
-// ---- GELU of s = x / width: dividing the taps instead of every sum saves a multiplication. The table's coefficients
-// stay in registers where there are 32.
+// ---- GELU of s = x / width
 
-struct ScaledTable {
-  TableRow c0, c1, c2, c3, c4, c5;
-  FASTSR_INLINE explicit ScaledTable(const PiecewiseTable& t)
-      : c0(t.coefficient[0]),
-        c1(t.coefficient[1]),
-        c2(t.coefficient[2]),
-        c3(t.coefficient[3]),
-        c4(t.coefficient[4]),
-        c5(t.coefficient[5]) {}
-  FASTSR_INLINE vf at(vi i, vf r) const {
-    return ((((c5[i] * r + c4[i]) * r + c3[i]) * r + c2[i]) * r + c1[i]) * r + c0[i];
-  }
-};
-
-struct Segment {
-  vi index;
-  vf rest;
-};
-
-// The segment of |s| and the distance from its centre; NaN stays NaN in `rest`.
-FASTSR_INLINE Segment segment_of(vf s) {
-  const vf magnitude = reinterpret_cast<vf>(reinterpret_cast<vi>(s) & 0x7fffffff);
-  const vf last = splat(PiecewiseTable::kLast);
-#if FASTSR_VECTOR_BYTES == 64
-  const vf a = reinterpret_cast<vf>(_mm512_min_ps(reinterpret_cast<__m512>(last), reinterpret_cast<__m512>(magnitude)));
-#elif FASTSR_VECTOR_BYTES == 32
-  const vf a = reinterpret_cast<vf>(_mm256_min_ps(reinterpret_cast<__m256>(last), reinterpret_cast<__m256>(magnitude)));
-#else
-  const vf a = select(reinterpret_cast<vi>(magnitude > last), last, magnitude);
-#endif
-  const vf t = a + kRoundMagic;
-  return {reinterpret_cast<vi>(t), a - (t - kRoundMagic)};
-}
-
-// max(s, 0); NaN may become 0.
-FASTSR_INLINE vf positive_part(vf s) {
-#if FASTSR_VECTOR_BYTES == 64
-  return reinterpret_cast<vf>(_mm512_max_ps(reinterpret_cast<__m512>(s), _mm512_setzero_ps()));
-#elif FASTSR_VECTOR_BYTES == 32
-  return reinterpret_cast<vf>(_mm256_max_ps(reinterpret_cast<__m256>(s), _mm256_setzero_ps()));
-#else
-  return select(reinterpret_cast<vi>(s > vf{}), s, vf{});
-#endif
-}
-
-FASTSR_INLINE vf scaled_gelu(const ScaledTable& table, vf s) {  // gelu(s * width) / width
-  const Segment at = segment_of(s);
-  return positive_part(s) - table.at(at.index, at.rest) * (1.f / PiecewiseTable::kWidth);
+FASTSR_INLINE vf scaled_gelu(const TableRows& table, vf s, Segment at) {  // gelu(s * width) / width
+  return positive_part(s) - table.at(at.index, at.rest) * kInverseWidth;
 }
 
 // ---- a run of pixels
@@ -198,13 +151,16 @@ void sum_of_gelus(const Filters& f, const Run& run, float* v, int64_t v_row) {
     for (int64_t x = 0; x < run.count; x += kPixels)
       for (int64_t y = 0; y < run.row_count; y += kRows) {
         all_three<K>(f, run.sources, y, run.offset + g * run.pitch + x * kLanes, g, sums);
-        const ScaledTable table(gelu_table);
+        const TableRows table(Table::gelu);
         float* out = v + y * v_row + x * v_pixel + g * kLanes;
 #pragma GCC unroll 2
-        for (int q = 0; q < kTile; ++q)
-          store(out + q / kPixels * v_row + q % kPixels * v_pixel,
-                (scaled_gelu(table, load(sums[0][q])) + scaled_gelu(table, load(sums[1][q]))) +
-                    scaled_gelu(table, load(sums[2][q])));
+        for (int q = 0; q < kTile; ++q) {
+          const auto of = [&](int branch) {
+            const vf s = load(sums[branch][q]);
+            return scaled_gelu(table, s, segment_of<false>(s));
+          };
+          store(out + q / kPixels * v_row + q % kPixels * v_pixel, (of(0) + of(1)) + of(2));
+        }
       }
 }
 
@@ -217,7 +173,7 @@ void gelus_and_slopes(const Filters& f, const Run& run, float* v, int64_t v_row,
     for (int64_t x = 0; x < run.count; x += kPixels)
       for (int64_t y = 0; y < run.row_count; y += kRows) {
         all_three<K>(f, run.sources, y, run.offset + g * run.pitch + x * kLanes, g, sums);
-        const ScaledTable table(gelu_table), slope_table(gelu_grad_table);
+        const TableRows table(Table::gelu), slope_table(Table::gelu_grad);
         const int64_t start = y * v_row + x * v_pixel + g * kLanes;
         for (int q = 0; q < kTile; ++q) {
           const int64_t to = start + q / kPixels * v_row + q % kPixels * v_pixel;
@@ -225,8 +181,8 @@ void gelus_and_slopes(const Filters& f, const Run& run, float* v, int64_t v_row,
 #pragma GCC unroll 3
           for (int branch = 0; branch < 3; ++branch) {
             const vf s = load(sums[branch][q]);
-            const Segment at = segment_of(s);
-            sum += positive_part(s) - table.at(at.index, at.rest) * (1.f / PiecewiseTable::kWidth);
+            const Segment at = segment_of<true>(s);
+            sum += scaled_gelu(table, s, at);
             const vf d = slope_table.at(at.index, at.rest);
             store(slopes + branch * slope_stride + to, select(reinterpret_cast<vi>(s > vf{}), 1.f - d, d));
           }

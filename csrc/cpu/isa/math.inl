@@ -1,6 +1,7 @@
 // GELU, its derivative and the logistic function on vectors of float. Absolute errors are below 1.2e-7; NaN stays NaN.
 #pragma once
 
+#include "tables.h"
 #include "vec.h"
 
 namespace fastsr::cpu {
@@ -15,15 +16,21 @@ FASTSR_INLINE vf select(vi condition, vf yes, vf no) {
   return reinterpret_cast<vf>((reinterpret_cast<vi>(yes) & condition) | (reinterpret_cast<vi>(no) & ~condition));
 }
 
-// A row of a PiecewiseTable held in registers, indexed lane by lane with the low four bits of an integer vector.
-struct TableRow {
+// ---- GELU by table. Of s = x / width: dividing in advance, where it can be done to weights, saves a multiplication.
+
+// A row of the table, in registers where there are enough, indexed lane by lane with the low bits of an integer vector.
 #if FASTSR_VECTOR_BYTES == 64
-  __m512 row;
-  FASTSR_INLINE explicit TableRow(const float* p) : row(_mm512_load_ps(p)) {}
+using Table = LongTable;
+struct TableRow {
+  __m512 low, high;
+  FASTSR_INLINE explicit TableRow(const float* p) : low(_mm512_load_ps(p)), high(_mm512_load_ps(p + 16)) {}
   FASTSR_INLINE vf operator[](vi i) const {
-    return reinterpret_cast<vf>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(i), row));
+    return reinterpret_cast<vf>(_mm512_permutex2var_ps(low, reinterpret_cast<__m512i>(i), high));
   }
+};
 #elif FASTSR_VECTOR_BYTES == 32
+using Table = ShortTable;
+struct TableRow {
   __m256 low, high;
   FASTSR_INLINE explicit TableRow(const float* p) : low(_mm256_load_ps(p)), high(_mm256_load_ps(p + 8)) {}
   FASTSR_INLINE vf operator[](vi i) const {
@@ -33,45 +40,85 @@ struct TableRow {
                                                  _mm256_permutevar8x32_ps(high, index),
                                                  _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
   }
+};
 #else
+using Table = ShortTable;
+struct TableRow {
   const float* row;
   FASTSR_INLINE explicit TableRow(const float* p) : row(p) {}
   FASTSR_INLINE vf operator[](vi i) const {
     vf v;
-    for (int k = 0; k < VecOf<float>::lanes; ++k) v[k] = row[i[k] & 15];
+    for (int k = 0; k < VecOf<float>::lanes; ++k) v[k] = row[i[k] & (Table::kSegments - 1)];
     return v;
   }
+};
 #endif
+
+constexpr float kInverseWidth = 1.f / Table::kWidth;
+
+struct TableRows {
+  TableRow c0, c1, c2, c3, c4, c5;  // c5: the last, which a table of degree 4 does not use
+  FASTSR_INLINE explicit TableRows(const Table& t)
+      : c0(t.coefficient[0]),
+        c1(t.coefficient[1]),
+        c2(t.coefficient[2]),
+        c3(t.coefficient[3]),
+        c4(t.coefficient[4]),
+        c5(t.coefficient[Table::kDegree]) {}
+  FASTSR_INLINE vf at(vi i, vf r) const {
+    vf p = c4[i];
+    if constexpr (Table::kDegree == 5) p += c5[i] * r;
+    return (((p * r + c3[i]) * r + c2[i]) * r + c1[i]) * r + c0[i];
+  }
 };
 
-// min(|x| / width, last) with NaN kept.
-FASTSR_INLINE vf table_argument(vf x) {
-  const vf a = reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff) * (1.f / PiecewiseTable::kWidth);
-  const vf last = splat(PiecewiseTable::kLast);
+struct Segment {
+  vi index;
+  vf rest;
+};
+
+// The segment of |s|, and the distance from its centre. Without `keep_nan` that may be a number for NaN, too.
+template <bool keep_nan>
+FASTSR_INLINE Segment segment_of(vf s) {
+  const vf last = splat(Table::kLast);
 #if FASTSR_VECTOR_BYTES == 64
-  // The processor's minimum returns its second operand where one is NaN.
-  return reinterpret_cast<vf>(_mm512_min_ps(reinterpret_cast<__m512>(last), reinterpret_cast<__m512>(a)));
-#elif FASTSR_VECTOR_BYTES == 32
-  return reinterpret_cast<vf>(_mm256_min_ps(reinterpret_cast<__m256>(last), reinterpret_cast<__m256>(a)));
+  const __m512 l = reinterpret_cast<__m512>(last), x = reinterpret_cast<__m512>(s);
+  // The minimum returns its second operand where one is NaN; range_ps, of magnitudes, the one that is a number.
+  const __m512 a = keep_nan ? _mm512_min_ps(l, _mm512_abs_ps(x)) : _mm512_range_ps(x, l, 0b1010);
+  const vf t = reinterpret_cast<vf>(a) + kRoundMagic;
+  return {reinterpret_cast<vi>(t), reinterpret_cast<vf>(_mm512_reduce_ps(a, _MM_FROUND_TO_NEAREST_INT))};
 #else
-  return select(reinterpret_cast<vi>(a > last), last, a);
+  const vf magnitude = reinterpret_cast<vf>(reinterpret_cast<vi>(s) & 0x7fffffff);
+#if FASTSR_VECTOR_BYTES == 32
+  const vf a = reinterpret_cast<vf>(_mm256_min_ps(reinterpret_cast<__m256>(last), reinterpret_cast<__m256>(magnitude)));
+#else
+  const vf a = select(reinterpret_cast<vi>(magnitude > last), last, magnitude);
+#endif
+  const vf t = a + kRoundMagic;
+  return {reinterpret_cast<vi>(t), a - (t - kRoundMagic)};
 #endif
 }
 
-FASTSR_INLINE vf piecewise(const PiecewiseTable& table, vf x) {
-  const vf a = table_argument(x), t = a + kRoundMagic, r = a - (t - kRoundMagic);
-  const vi i = reinterpret_cast<vi>(t);
-  vf p = TableRow(table.coefficient[PiecewiseTable::kDegree])[i];
-#pragma GCC unroll 8
-  for (int d = PiecewiseTable::kDegree - 1; d >= 0; --d) p = p * r + TableRow(table.coefficient[d])[i];
-  return p;
+// max(s, 0) with NaN kept.
+FASTSR_INLINE vf positive_part(vf s) {
+#if FASTSR_VECTOR_BYTES == 64
+  return reinterpret_cast<vf>(_mm512_max_ps(_mm512_setzero_ps(), reinterpret_cast<__m512>(s)));
+#elif FASTSR_VECTOR_BYTES == 32
+  return reinterpret_cast<vf>(_mm256_max_ps(_mm256_setzero_ps(), reinterpret_cast<__m256>(s)));
+#else
+  return select(reinterpret_cast<vi>(s < vf{}), vf{}, s);
+#endif
 }
 
-FASTSR_INLINE vf gelu(vf x) { return select(reinterpret_cast<vi>(x > splat(0.f)), x, vf{}) - piecewise(gelu_table, x); }
+FASTSR_INLINE vf gelu(vf x) {
+  const Segment at = segment_of<false>(x * kInverseWidth);
+  return positive_part(x) - TableRows(Table::gelu).at(at.index, at.rest);
+}
 
 // The derivative of GELU.
 FASTSR_INLINE vf gelu_grad(vf x) {
-  const vf d = piecewise(gelu_grad_table, x);
+  const Segment at = segment_of<true>(x * kInverseWidth);
+  const vf d = TableRows(Table::gelu_grad).at(at.index, at.rest);
   return select(reinterpret_cast<vi>(x > splat(0.f)), 1.f - d, d);
 }
 

@@ -13,14 +13,15 @@ double gelu_tail(double a) { return a * tail(a); }
 double gelu_grad_tail(double a) { return tail(a) - a * std::exp(-0.5 * a * a) / std::sqrt(2.0 * kPi); }
 
 // Newton's divided differences, expanded to monomials around the segment's centre.
-PiecewiseTable fit(double (*f)(double)) {
-  constexpr int n = PiecewiseTable::kDegree + 1;
-  PiecewiseTable table;
-  for (int k = 0; k < PiecewiseTable::kSegments; ++k) {
+template <class Table>
+Table fit(double (*f)(double)) {
+  constexpr int n = Table::kDegree + 1;
+  Table table;
+  for (int k = 0; k < Table::kSegments; ++k) {
     double node[n], difference[n], c[n] = {};
     for (int i = 0; i < n; ++i) {
       node[i] = 0.5 * std::cos(kPi * (i + 0.5) / n);
-      difference[i] = f((k + node[i]) * static_cast<double>(PiecewiseTable::kWidth));
+      difference[i] = f((k + node[i]) * static_cast<double>(Table::kWidth));
     }
     for (int j = 1; j < n; ++j)
       for (int i = n - 1; i >= j; --i) difference[i] = (difference[i] - difference[i - 1]) / (node[i] - node[i - j]);
@@ -36,7 +37,13 @@ PiecewiseTable fit(double (*f)(double)) {
 
 }  // namespace
 
-const PiecewiseTable gelu_table = fit(gelu_tail);
-const PiecewiseTable gelu_grad_table = fit(gelu_grad_tail);
+template <>
+const LongTable LongTable::gelu = fit<LongTable>(gelu_tail);
+template <>
+const LongTable LongTable::gelu_grad = fit<LongTable>(gelu_grad_tail);
+template <>
+const ShortTable ShortTable::gelu = fit<ShortTable>(gelu_tail);
+template <>
+const ShortTable ShortTable::gelu_grad = fit<ShortTable>(gelu_grad_tail);
 
 }  // namespace fastsr::cpu
