@@ -38,32 +38,33 @@ void check(const char* op, const Tensor& x, const Tensor& pw, const Tensor& dw, 
                   "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
 }
 
-// The weights as the kernels want them, in both directions.
+// The weights as the kernels want them; for the backward reversed and transposed, too.
 struct Packed {
   Buffer<float> memory;
-  float *pw, *taps, *bias, *taps_transposed, *pw_transposed;
+  float *pw, *taps, *bias, *taps_transposed = nullptr, *pw_transposed = nullptr;
 
-  Packed(const Tensor& pw_weight, const Tensor& dw_weight, const Tensor& dw_bias, int64_t lanes) {
+  Packed(const Tensor& pw_weight, const Tensor& dw_weight, const Tensor& dw_bias, int64_t lanes, bool backward) {
     const int64_t k = pw_weight.size(0), c = pw_weight.size(1);
     const int64_t k_padded = (k + lanes - 1) / lanes * lanes, c_padded = (c + lanes - 1) / lanes * lanes;
-    const int64_t total = c * k_padded + 19 * k_padded + k_padded * c_padded;
+    const int64_t total = c * k_padded + 10 * k_padded + (backward ? 9 * k_padded + k_padded * c_padded : 0);
     memory = make_buffer<float>(total);
     std::fill_n(memory.get(), total, 0.f);
     pw = memory.get();
     taps = pw + c * k_padded;
     bias = taps + 9 * k_padded;
-    taps_transposed = bias + k_padded;
-    pw_transposed = taps_transposed + 9 * k_padded;
     pack_transposed(pw_weight, k, c, pw, k_padded);
     const FloatParameter from(pw_weight), tap(dw_weight), b(dw_bias);
+    const auto tap_at = [&](int64_t i, int64_t t) { return (i / lanes * 9 + t) * lanes + i % lanes; };
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t t = 0; t < 9; ++t) taps[tap_at(i, t)] = tap[i * 9 + t];
+      bias[i] = b[i];
+    }
+    if (!backward) return;
+    taps_transposed = bias + k_padded;
+    pw_transposed = taps_transposed + 9 * k_padded;
     for (int64_t i = 0; i < k; ++i) {
       for (int64_t j = 0; j < c; ++j) pw_transposed[i * c_padded + j] = from[i * c + j];
-      const int64_t at = i / lanes * 9 * lanes + i % lanes;
-      for (int64_t t = 0; t < 9; ++t) {
-        taps[at + t * lanes] = tap[i * 9 + t];
-        taps_transposed[at + t * lanes] = tap[i * 9 + 8 - t];
-      }
-      bias[i] = b[i];
+      for (int64_t t = 0; t < 9; ++t) taps_transposed[tap_at(i, t)] = tap[i * 9 + 8 - t];
     }
   }
 };
@@ -83,7 +84,7 @@ void forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& 
   const Strips strips = Strips::for_forward(x, kStripWidth, kBandRows);
   if (strips.count() == 0) return;
   const BsconvKernels& k = kernels().bsconv;
-  const Packed w(pw, dw, db, k.lanes);
+  const Packed w(pw, dw, db, k.lanes, /*backward=*/false);
   BsconvShape s = shape_of(x, pw, strips, activation, shortcut.has_value());
   if (distilling) s.d = distilling->y.size(1);
   const Tensor xs = side_by_side(x), short_ = shortcut ? side_by_side(*shortcut) : xs;
@@ -159,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
   const Buffer<float> partial = make_buffer<float>(ranges * size);
   std::fill_n(partial.get(), ranges * size, 0.f);
   if (ranges > 0) {
-    const Packed w(pw, dw, db, k.lanes);
+    const Packed w(pw, dw, db, k.lanes, /*backward=*/true);
     const Tensor xs = side_by_side(x), gs = side_by_side(grad), short_ = shortcut ? side_by_side(*shortcut) : xs;
     const int64_t scratch = k.backward_scratch(s);
     const auto run = [&]<class T>(void (*kernel)(const BsconvBackward<T>&, const StripTile&, float*, float*)) {
