@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fastsr._graphs import GraphedCalls
 from fastsr.errors import InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
@@ -26,13 +27,16 @@ class FrozenNet(nn.Module):
     the packed weights are made anew wherever it comes to. It cannot be trained or loaded into.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, graphs: GraphedCalls | None = None) -> None:
         super().__init__()
         self.net = net
+        self.graphs = graphs
         super().train(False)
         _pack(net)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.graphs is not None and len(args) == 1 and not kwargs:
+            return self.graphs(args[0])
         return self.net(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -70,6 +74,8 @@ class FrozenNet(nn.Module):
         raise InputError("a frozen network takes no state dict; load it into a network of its kind and freeze that")
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenNet:
+        if self.graphs is not None:
+            self.graphs.clear()
         super()._apply(fn, recurse)
         _pack(self.net)
         return self
@@ -79,7 +85,9 @@ class FrozenNet(nn.Module):
         _pack(self.net)
 
 
-def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenNet:
+def freeze(
+    model: nn.Module, dtype: torch.dtype | None = None, cuda_graph: bool = False, max_graphs: int = 8
+) -> FrozenNet:
     """An inference-only copy of `model`, which stays as it is.
 
     The copy is in evaluation mode and computes what `model` would, to rounding, with less work per call: weights are
@@ -93,13 +101,18 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenNet:
         model: ALKDNet, BSRN, MLRN, RLFN, a network that `fastsr.accelerate` found parts in, or one of these within
             DistributedDataParallel, DataParallel or torch.compile, which are taken off.
         dtype: float32, float16, bfloat16 or float64; by default that of `model`.
+        cuda_graph: on a GPU, record the call for every shape, layout and dtype of image once as a CUDA graph and replay
+            it from then on; results are the caller's own. Elsewhere it has no effect.
+        max_graphs: graphs kept on a device; the one that was not used for longest goes first. They share the memory of
+            their feature maps, so that calls on one device run one after another, whatever their streams.
 
     Returns:
         A FrozenNet. Parametrizations have become values; forward hooks are the same ones that `model` has, hooks on
         gradients and state dicts are gone.
 
     Raises:
-        InputError: `model` is not a network with fastsr's parts or is frozen already, or `dtype` is another one.
+        InputError: `model` is not a network with fastsr's parts or is frozen already, `dtype` is another one,
+            `max_graphs` is not positive, or `model` has forward hooks, which a graph would not call.
     """
     if not isinstance(model, nn.Module):
         given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -109,9 +122,16 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenNet:
     if dtype is not None and dtype not in DTYPES:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         raise InputError(f"freeze: dtype is {str(dtype).removeprefix('torch.')}; pass one of {accepted}")
+    if max_graphs < 1:
+        raise InputError(f"freeze: max_graphs is {max_graphs}; pass at least 1")
     model = _unwrap(model)
     if not any(isinstance(module, PARTS) for module in model.modules()):
         raise InputError(f"freeze: {type(model).__name__} holds no part of fastsr; call fastsr.accelerate on it first")
+    if cuda_graph and any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        raise InputError(
+            "freeze: model has forward hooks, which a CUDA graph would not call; remove them, or freeze without "
+            "cuda_graph"
+        )
     net = _copy(model)
     for module in net.modules():
         for name in list(getattr(module, "parametrizations", {})) if parametrize.is_parametrized(module) else ():
@@ -121,7 +141,7 @@ def freeze(model: nn.Module, dtype: torch.dtype | None = None) -> FrozenNet:
         net.to(dtype)
     if isinstance(net, ALKDNet | BSRN):
         net.fold()
-    return FrozenNet(net)
+    return FrozenNet(net, GraphedCalls(net, max_graphs) if cuda_graph else None)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
