@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import kernel_checks
 import pytest
 import torch
 from operator_cases import build
@@ -61,6 +62,32 @@ def test_packed_weights() -> None:
         packed = ops.pack_esa(form(**tensors))
         expected = esa(x, tensors, packed=packed)
         assert esa(x, tensors, packed=packed, overwrite=True) is x and torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("size", ((24, 25), (5, 4)), ids=("winograd", "direct"))
+@pytest.mark.parametrize("channels", (58, 16, 3))
+def test_a_convolution_takes_the_place_of_its_shortcut(
+    cpu_isa: str, channels: int, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """58 channels: no vector may be finished twice, as usually the last one and its neighbour overlap."""
+    tensors = build("conv3x3_gelu", (2, 17, *size), dtype=dtype).tensors
+    x = tensors["x"]
+    w, b = kernel_checks.weight(channels, 17, 3, 3, dtype=dtype), kernel_checks.weight(channels, dtype=dtype)
+    shortcut = torch.randn(2, channels, *size).to(dtype, memory_format=torch.channels_last)
+    expected = ops.conv3x3_gelu(x, w, b, shortcut=shortcut)
+    for packed in (None, ops.pack_conv3x3_gelu(w, b)):
+        target = shortcut.clone()
+        y = ops.conv3x3_gelu(x, w, b, shortcut=target, packed=packed, overwrite=True)
+        assert y is target and torch.equal(y, expected)
+    kept = shortcut.contiguous().requires_grad_()
+    assert ops.conv3x3_gelu(x, w, b, shortcut=kept, overwrite=True) is not kept
+
+
+def test_a_convolution_does_not_write_over_what_it_reads() -> None:
+    x = torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="x itself is to be written over"):
+        ops.conv3x3_gelu(x, torch.rand(8, 8, 3, 3), torch.rand(8), shortcut=x, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ("alkdnet", "bsrn", "mlrn", "rlfn"))

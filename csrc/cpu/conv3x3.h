@@ -28,6 +28,13 @@ auto typed(F32 f32, F16 f16, BF16 bf16) {
 
 struct Conv3x3Scratch {};
 
+// `shortcut` is to be written over by a convolution of x, which reads x around every pixel.
+inline void check_over(const char* op, const Tensor& x, const Tensor& shortcut) {
+  STD_TORCH_CHECK(shortcut.numel() == 0 || is_nhwc(shortcut), op, ": a map to be written over must be channels last");
+  STD_TORCH_CHECK(x.numel() == 0 || x.const_data_ptr() != shortcut.const_data_ptr(), op,
+                  ": x itself is to be written over; pass another map as shortcut");
+}
+
 // Items [first, last) of args' convolution by `algorithm`.
 template <class T>
 void run_conv3x3(const Conv3x3Algorithm& algorithm, const Conv3x3Args<T>& args, int64_t first, int64_t last) {

@@ -24,24 +24,38 @@ void check_output_like(const Tensor& x, const Tensor& weight, const Tensor& t, c
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), kOp, ": ", name, " and x differ in dtype");
 }
 
+void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& shortcut,
+             int64_t activation, const Tensor& y) {
+  if (y.numel() == 0) return;
+  dispatch_storage(kOp, x, [&](auto type) {
+    using T = decltype(type);
+    const Tensor from = side_by_side(x), added = shortcut ? side_by_side(*shortcut) : x;
+    Conv3x3Args<T> args{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0)};
+    args.x = read_map<T>(from);
+    args.activation = activation;
+    if (shortcut) args.shortcut = read_map<T>(added);
+    args.y = write_map<T>(y);
+    run_conv3x3(pack_conv3x3(weight, &bias, args.h, args.w, false), args);
+  });
+}
+
 Tensor conv3x3_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& shortcut,
                     int64_t activation) {
   check(x, weight, activation);
   check_vector(kOp, bias, weight.size(0), "bias");
   if (shortcut) check_output_like(x, weight, *shortcut, "shortcut");
   OutputMap out(x, {x.size(0), weight.size(0), x.size(2), x.size(3)}, output_format(x));
-  if (out.nhwc().numel() > 0)
-    dispatch_storage(kOp, x, [&](auto type) {
-      using T = decltype(type);
-      const Tensor from = side_by_side(x), added = shortcut ? side_by_side(*shortcut) : x;
-      Conv3x3Args<T> args{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0)};
-      args.x = read_map<T>(from);
-      args.activation = activation;
-      if (shortcut) args.shortcut = read_map<T>(added);
-      args.y = write_map<T>(out.nhwc());
-      run_conv3x3(pack_conv3x3(weight, &bias, args.h, args.w, false), args);
-    });
+  forward(x, weight, bias, shortcut, activation, out.nhwc());
   return out.finish();
+}
+
+void conv3x3_gelu_over(const Tensor& shortcut, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                       int64_t activation) {
+  check(x, weight, activation);
+  check_vector(kOp, bias, weight.size(0), "bias");
+  check_output_like(x, weight, shortcut, "shortcut");
+  check_over(kOp, x, shortcut);
+  forward(x, weight, bias, shortcut, activation, shortcut);
 }
 
 // g = dy * act'(pre) in float, the channels of each pixel padded to whole vectors of 16. `pre` is computed again:
@@ -87,5 +101,6 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_gelu_backward(const Tensor& grad, con
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("conv3x3_gelu", TORCH_BOX(&fastsr::cpu::conv3x3_gelu));
+  m.impl("conv3x3_gelu_", TORCH_BOX(&fastsr::cpu::conv3x3_gelu_over));
   m.impl("conv3x3_gelu_backward", TORCH_BOX(&fastsr::cpu::conv3x3_gelu_backward));
 }

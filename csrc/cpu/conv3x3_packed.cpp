@@ -32,9 +32,8 @@ Tensor conv3x3_gelu_pack(const Tensor& weight, const Tensor& bias) {
 
 // The algorithm is the one that the channels ask for: in images of less than 6 pixels, where the unpacked operator
 // turns to the direct one, Winograd's is as right, only slower.
-Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channels,
-                           const std::optional<Tensor>& shortcut, int64_t activation) {
-  check_feature_map(kName, x, "x");
+void forward(const Tensor& x, const Tensor& packed, int64_t channels, const std::optional<Tensor>& shortcut,
+             int64_t activation, const Tensor& y) {
   const PackedWeights weights(kName, PackedFor::kConv3x3, packed);
   STD_TORCH_CHECK(weights.fact(0) == x.size(1) && weights.fact(1) == channels && channels > 0, kName,
                   ": packed are weights from ", weights.fact(0), " to ", weights.fact(1), " channels; pass ones from ",
@@ -44,16 +43,7 @@ Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channe
   const Conv3x3Algorithm& algorithm = algorithm_of(weights.fact(2) == 1);
   const int64_t biases = padded_channels(channels);
   weights.check_size(kName, algorithm.packed_size(x.size(1), channels) + biases);
-  const std::array<int64_t, 4> size{x.size(0), channels, x.size(2), x.size(3)};
-  if (shortcut) {
-    check_feature_map(kName, *shortcut, "shortcut");
-    for (int64_t i = 0; i < 4; ++i)
-      STD_TORCH_CHECK(shortcut->size(i) == size[i], kName, ": shortcut has extent ", shortcut->size(i),
-                      " in dimension ", i, "; pass ", size[i]);
-    STD_TORCH_CHECK(shortcut->scalar_type() == x.scalar_type(), kName, ": shortcut and x differ in dtype");
-  }
-  OutputMap out(x, size, output_format(x));
-  if (out.nhwc().numel() == 0) return out.finish();
+  if (y.numel() == 0) return;
   dispatch_storage(kName, x, [&](auto type) {
     using T = decltype(type);
     const Tensor from = side_by_side(x), added = shortcut ? side_by_side(*shortcut) : x;
@@ -63,10 +53,36 @@ Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channe
     args.bias = weights.data();
     args.activation = activation;
     if (shortcut) args.shortcut = read_map<T>(added);
-    args.y = write_map<T>(out.nhwc());
+    args.y = write_map<T>(y);
     run_conv3x3(algorithm, args, 0, algorithm.items(args.n, args.h, args.w));
   });
+}
+
+void check_shortcut(const Tensor& x, int64_t channels, const Tensor& shortcut) {
+  const std::array<int64_t, 4> size{x.size(0), channels, x.size(2), x.size(3)};
+  check_feature_map(kName, shortcut, "shortcut");
+  for (int64_t i = 0; i < 4; ++i)
+    STD_TORCH_CHECK(shortcut.size(i) == size[i], kName, ": shortcut has extent ", shortcut.size(i), " in dimension ", i,
+                    "; pass ", size[i]);
+  STD_TORCH_CHECK(shortcut.scalar_type() == x.scalar_type(), kName, ": shortcut and x differ in dtype");
+}
+
+Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channels,
+                           const std::optional<Tensor>& shortcut, int64_t activation) {
+  check_feature_map(kName, x, "x");
+  STD_TORCH_CHECK(channels > 0, kName, ": channels is ", channels, "; pass a positive number");
+  if (shortcut) check_shortcut(x, channels, *shortcut);
+  OutputMap out(x, {x.size(0), channels, x.size(2), x.size(3)}, output_format(x));
+  forward(x, packed, channels, shortcut, activation, out.nhwc());
   return out.finish();
+}
+
+void conv3x3_gelu_packed_over(const Tensor& shortcut, const Tensor& x, const Tensor& packed, int64_t activation) {
+  check_feature_map(kName, x, "x");
+  check_feature_map(kName, shortcut, "shortcut");
+  check_shortcut(x, shortcut.size(1), shortcut);
+  check_over(kName, x, shortcut);
+  forward(x, packed, shortcut.size(1), shortcut, activation, shortcut);
 }
 
 }  // namespace
@@ -75,4 +91,5 @@ Tensor conv3x3_gelu_packed(const Tensor& x, const Tensor& packed, int64_t channe
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("conv3x3_gelu_pack", TORCH_BOX(&fastsr::cpu::conv3x3_gelu_pack));
   m.impl("conv3x3_gelu_packed", TORCH_BOX(&fastsr::cpu::conv3x3_gelu_packed));
+  m.impl("conv3x3_gelu_packed_", TORCH_BOX(&fastsr::cpu::conv3x3_gelu_packed_over));
 }

@@ -47,11 +47,22 @@ def conv_bias(conv: nn.Conv2d) -> Tensor:
 
 
 def fused_conv3x3(
-    conv: nn.Conv2d, x: Tensor, activation: Activation = "none", shortcut: Tensor | None = None
+    conv: nn.Conv2d,
+    x: Tensor,
+    activation: Activation = "none",
+    shortcut: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
-    """act(conv(x)) + shortcut in one operator (`fastsr.ops.conv3x3_gelu`)."""
-    packed = packed_conv3x3(conv)
-    return ops.conv3x3_gelu(x, conv.weight, conv_bias(conv), activation=activation, shortcut=shortcut, packed=packed)
+    """act(conv(x)) + shortcut in one operator (`fastsr.ops.conv3x3_gelu`); `overwrite`: in the place of shortcut."""
+    return ops.conv3x3_gelu(
+        x,
+        conv.weight,
+        conv_bias(conv),
+        activation=activation,
+        shortcut=shortcut,
+        packed=packed_conv3x3(conv),
+        overwrite=overwrite,
+    )
 
 
 def packed_conv3x3(conv: nn.Conv2d) -> Tensor | None:
@@ -80,8 +91,8 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
 class Fusion:
     """act(conv1x1) of maps that come one after another, as if they were concatenated.
 
-    Where it costs nothing in exactness (`ops.adds_up`), maps are added up in pairs as they come and need not all be
-    kept: of ALKDNet's peak memory on a large image that is half.
+    Where it costs nothing in exactness (`ops.may_free_early`), maps are added up in pairs as they come and need not all
+    be kept: of ALKDNet's peak memory on a large image that is half.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: Activation) -> None:
@@ -93,7 +104,7 @@ class Fusion:
     def add(self, x: Tensor) -> None:
         self.maps.append(x)
         self.channels += x.shape[1]
-        if len(self.maps) == 2 and self.channels < self.weight.shape[1] and ops.adds_up(x):
+        if len(self.maps) == 2 and self.channels < self.weight.shape[1] and ops.may_free_early(x):
             self.sum = self._product("none")
 
     def result(self) -> Tensor:

@@ -11,7 +11,7 @@ from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
 from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
-from fastsr.ops.pointwise import adds_up, pointwise
+from fastsr.ops.pointwise import may_free_early, pointwise
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -19,7 +19,6 @@ __all__ = [
     "ALKConvWeights",
     "BlueprintESAWeights",
     "PlainESAWeights",
-    "adds_up",
     "alk_conv",
     "alk_stage",
     "bsconv",
@@ -28,6 +27,7 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "may_free_early",
     "mixer_block",
     "output_format",
     "pack_alk_conv",

@@ -13,8 +13,10 @@ from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
     define,
+    define_over,
     define_packed,
     empty_map,
+    may_overwrite,
     register_cpu,
     register_triton,
     takes_packed,
@@ -70,6 +72,8 @@ define_packed(
     {"conv3x3_gelu_packed": ("(Tensor x, Tensor packed, int channels, Tensor? shortcut, int activation) -> Tensor")},
     {"conv3x3_gelu_packed": lambda x, packed, channels, shortcut, activation: empty_map(x, channels)},
 )
+define_over("conv3x3_gelu", "(Tensor(a!) shortcut, Tensor x, Tensor weight, Tensor bias, int activation) -> ()")
+define_over("conv3x3_gelu_packed", "(Tensor(a!) shortcut, Tensor x, Tensor packed, int activation) -> ()")
 
 
 def pack_conv3x3_gelu(weight: Tensor, bias: Tensor) -> Tensor | None:
@@ -93,6 +97,7 @@ def conv3x3_gelu(
     activation: Activation = "gelu",
     shortcut: Tensor | None = None,
     packed: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """act(conv3x3(x)) + shortcut, padding 1 (MLRN, equations 1 and 2; RLFN's block with LeakyReLU).
 
@@ -102,6 +107,7 @@ def conv3x3_gelu(
         activation: "gelu", "leaky_relu" (slope 0.05) or "none".
         shortcut: [N, K, H, W] added behind the activation, or None.
         packed: what `pack_conv3x3_gelu` made of weight and bias; used where the CPU kernel runs without autograd.
+        overwrite: `shortcut` is not needed any more, and may be returned with the result in it.
 
     Returns:
         [N, K, H, W] in the dtype of `x`.
@@ -116,10 +122,16 @@ def conv3x3_gelu(
     others = (bias,) if shortcut is None else (bias, shortcut)
     if takes_packed("conv3x3_gelu", packed, x, weight, *others) and min(x.shape[2:]) >= SMALLEST:
         _check_shortcut(x, weight, shortcut)
+        if overwrite and shortcut is not None and may_overwrite("conv3x3_gelu", shortcut):
+            torch.ops.fastsr.conv3x3_gelu_packed_(shortcut, x, packed, code)
+            return shortcut
         return torch.ops.fastsr.conv3x3_gelu_packed(x, packed, weight.shape[0], shortcut, code)
     _checks.weight("conv3x3_gelu", x, weight, "weight", (None, x.shape[1], 3, 3))
     _checks.weight("conv3x3_gelu", x, bias, "bias", (weight.shape[0],))
     _check_shortcut(x, weight, shortcut)
     if select("conv3x3_gelu", x) == "reference":
         return reference.conv3x3_gelu(x, weight, bias, activation=activation, shortcut=shortcut)
+    if overwrite and shortcut is not None and may_overwrite("conv3x3_gelu", shortcut, x, weight, bias):
+        torch.ops.fastsr.conv3x3_gelu_(shortcut, x, weight, bias, code)
+        return shortcut
     return torch.ops.fastsr.conv3x3_gelu(x, weight, bias, shortcut, code)

@@ -58,10 +58,10 @@ register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
 
 
-def adds_up(x: Tensor) -> bool:
-    """Whether maps like `x` may be summed over several calls by `shortcut`, to free them earlier.
+def may_free_early(x: Tensor) -> bool:
+    """Whether maps like `x` may be freed before they are used, being summed by `shortcut` or made again later.
 
-    On the CPU, in float32 and without autograd, which would keep them anyway. In half precision every call rounds.
+    On the CPU, in float32 and without autograd, which would keep them anyway. In half precision every sum rounds.
     """
     recorded = torch.is_grad_enabled() and x.requires_grad
     return not recorded and x.dtype == torch.float32 and select("pointwise", x) == "cpu"

@@ -91,7 +91,7 @@ struct DirectConv {
           accumulate<M, N>(rows + (y - first) * size + x * args.c, size, args.c, args.packed + o, columns, sums);
           for (int64_t k = o; k < end; k += kLanes) {
             // The lanes of a vector that is moved back must not be those of another block of columns.
-            const int64_t c = std::max(o, vector_begin(k, args.k));
+            const int64_t c = args.in_place() ? k : std::max(o, vector_begin(k, args.k));
             vf pre[M];
             for (int m = 0; m < M; ++m) pre[m] = load(sums + m * N * kLanes + (c - o));
             finish_pixels<activation>(args, n, y, x, c, std::min<int64_t>(M, args.w - x), pre);

@@ -20,6 +20,9 @@ struct Conv3x3Args {
   ConvMap<float> pre;
   ConvMap<const T> dy;
   ConvMap<float> g;
+
+  // Whether y takes the place of shortcut: then nothing may be computed twice.
+  bool in_place() const { return shortcut.data && shortcut.data == y.data; }
 };
 
 // Weights w[o * out_stride + i * in_stride + tap] of a convolution from `in` to `out` channels. For the transposed

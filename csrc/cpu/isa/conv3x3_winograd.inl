@@ -113,7 +113,7 @@ struct WinogradConv {
     const int64_t gap = plane(round_up(args.k, kLanes));
     const int64_t rows = std::min<int64_t>(M, args.h - tile.y), across = std::min<int64_t>(M, args.w - tile.x);
     for (int64_t first = 0; first < args.k; first += kLanes) {
-      const int64_t c = vector_begin(first, args.k);
+      const int64_t c = args.in_place() ? first : vector_begin(first, args.k);
       vf t[M][N], y[M][M];
 #pragma GCC unroll 6
       for (int q = 0; q < N; ++q) {
