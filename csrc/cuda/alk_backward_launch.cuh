@@ -91,8 +91,7 @@ cudaError_t sum_alk_gradients(const AlkCall& call, const AlkScratch& at, const c
     sum.to = call.gradients[i];
     add_sum(sums, &count, sum);
   }
-  return launch(sum_partials_kernel, sums.first_block[count], kSumThreads,
-                kSumThreads * static_cast<int>(sizeof(float)), stream, sums);
+  return sum_partials(sums, count, stream);
 }
 
 template <class T>

@@ -3,22 +3,9 @@
 #pragma once
 
 #include "alk_tile.cuh"
+#include "parameter.cuh"
 
 namespace fastsr::cuda {
-
-enum DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
-
-// A contiguous parameter; its dtype may differ from the maps'.
-struct Parameter {
-  const void* data;
-  int dtype;
-
-  __device__ __forceinline__ float operator[](int64_t i) const {
-    if (dtype == kFloat32) return static_cast<const float*>(data)[i];
-    if (dtype == kFloat16) return to_float(static_cast<const Half*>(data)[i]);
-    return to_float(static_cast<const BFloat16*>(data)[i]);
-  }
-};
 
 struct AlkParameters {
   Parameter d_weight, d_bias, pw_weight, lora1_weight, lora1_bias, lora2_weight, lora2_bias, small_weight, small_bias,

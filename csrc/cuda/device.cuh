@@ -70,6 +70,18 @@ __device__ __forceinline__ void store_128(void* to, const uint32_t* from) {
                : "memory");
 }
 
+// `Bytes` (4, 8 or 16, so aligned) into shared memory in the background; zeros unless `inside`, and nothing is read.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(__cvta_generic_to_global(from)),
+                 "n"(Bytes), "r"(inside ? Bytes : 0)
+               : "memory");
+}
+// Until the thread's own copies are there; the others' are behind the next barrier.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // A number whose multiples the compiler must not compute ahead of a loop, where they would fill registers.
 __device__ __forceinline__ int64_t computed_here(int64_t x) {
   asm volatile("" : "+l"(x));
@@ -157,6 +169,14 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t a) {
 }
 
 // ---- launch
+
+// Of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
 
 // Starts `kernel` with one struct of arguments; an empty grid is no error.
 template <class Arguments>

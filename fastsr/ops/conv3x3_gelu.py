@@ -18,6 +18,7 @@ from fastsr.ops._define import (
     empty_map,
     may_overwrite,
     register_cpu,
+    register_cuda,
     register_triton,
     takes_packed,
 )
@@ -55,10 +56,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Te
     return dx if needs_dx else None, d_weight, d_bias, grad if ctx.needs_input_grad[3] else None, None
 
 
+SCHEMA = "(Tensor x, Tensor weight, Tensor bias, Tensor? shortcut, int activation) -> Tensor"
+BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, int activation, bool needs_dx) -> (Tensor, Tensor, Tensor)"
+)
+
 define(
     "conv3x3_gelu",
-    "(Tensor x, Tensor weight, Tensor bias, Tensor? shortcut, int activation) -> Tensor",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, int activation, bool needs_dx) -> (Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -66,6 +72,7 @@ define(
 )
 register_cpu("conv3x3_gelu", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv3x3_gelu")
+register_cuda("conv3x3_gelu", SCHEMA, BACKWARD_SCHEMA)
 define_packed(
     "conv3x3_gelu",
     "(Tensor weight, Tensor bias) -> Tensor",

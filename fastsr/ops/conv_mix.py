@@ -11,12 +11,12 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr._shapes import LIMITS
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Activation
 
-TRITON_MAX_CHANNELS = LIMITS["conv_mix"][
-    "c"
-]  # one program holds all channels of its pixels, and both 1x1 weights in shared memory
+# A program holds all channels of its pixels, and the 1x1 weights in shared memory. Triton does not bound the channels
+# out, CUDA C++ does (csrc/cuda/conv_mix.h).
+MAX_CHANNELS = {"cuda": 64, "triton": LIMITS["conv_mix"]["c"]}
 
 _WEIGHTS = (
     "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "
@@ -47,11 +47,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None)
 
 
+SCHEMA = f"(Tensor x, Tensor shortcut, {_WEIGHTS}) -> Tensor"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad, Tensor x, Tensor shortcut, {_WEIGHTS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
 define(
     "conv_mix",
-    f"(Tensor x, Tensor shortcut, {_WEIGHTS}) -> Tensor",
-    f"(Tensor grad, Tensor x, Tensor shortcut, {_WEIGHTS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -59,6 +64,7 @@ define(
 )
 register_cpu("conv_mix", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv_mix")
+register_cuda("conv_mix", SCHEMA, BACKWARD_SCHEMA)
 
 
 def conv_mix(
@@ -97,8 +103,9 @@ def conv_mix(
     _checks.mix_weights("conv_mix", x, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
     _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
     backend = select("conv_mix", x)
-    if backend == "triton" and x.shape[1] > TRITON_MAX_CHANNELS:
-        reason = f"x has {x.shape[1]} channels, the triton kernel takes at most {TRITON_MAX_CHANNELS}"
+    channels = max(x.shape[1], c5_weight.shape[0]) if backend == "cuda" else x.shape[1]
+    if channels > MAX_CHANNELS.get(backend, channels):
+        reason = f"there are {channels} channels, the {backend} kernel takes at most {MAX_CHANNELS[backend]}"
         backend = reference_because("conv_mix", reason)
     if backend == "reference":
         return reference.conv_mix(

@@ -82,6 +82,12 @@ struct Fiber {
   void* argument;
 };
 
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+  int bytes;
+};
+
 struct State {
   Fiber* current = nullptr;
   void* main_stack = nullptr;
@@ -90,6 +96,7 @@ struct State {
   const std::function<void()>* body = nullptr;
   unsigned seed = 0;
   std::string error;
+  std::vector<std::vector<Copy>> copies;  // by thread
 };
 inline State state;
 
@@ -188,6 +195,7 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
   std::iota(order.begin(), order.end(), 0);
   std::iota(block_order.begin(), block_order.end(), 0);
   std::mt19937 random(state.seed);
+  state.copies.assign(threads, {});
   if (state.seed) std::shuffle(block_order.begin(), block_order.end(), random);
   for (int block : block_order) {
     state.block = {static_cast<unsigned>(block), 0, 0};
@@ -199,6 +207,8 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
       fibers[i] = {top, {static_cast<unsigned>(i), 0, 0}, i % 32, i / 32, Wait::kNothing, 0, nullptr, nullptr};
     }
     run_block(fibers, order, random);
+    for (auto& copies : state.copies)
+      if (!copies.empty() && state.error.empty()) state.error = "copies that no thread waits for";
     if (!state.error.empty()) break;
   }
   std::free(shared);

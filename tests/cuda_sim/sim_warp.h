@@ -65,6 +65,22 @@ float2 unpack2(uint32_t both) {
 inline void load_128(const void* from, uint32_t* to) { std::memcpy(to, from, 16); }
 inline void store_128(void* to, const uint32_t* from) { std::memcpy(to, from, 16); }
 
+// A copy arrives no sooner than its thread waits for it.
+template <int Bytes>
+void copy_async(void* to, const void* from, bool inside) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  if (reinterpret_cast<uintptr_t>(to) % Bytes || (inside && reinterpret_cast<uintptr_t>(from) % Bytes))
+    sim::state.error = "an asynchronous copy that is not aligned";
+  sim::state.copies[threadIdx.x].push_back({to, inside ? from : nullptr, Bytes});
+}
+inline void wait_for_copies() {
+  for (const sim::Copy& c : sim::state.copies[threadIdx.x])
+    c.from ? std::memcpy(c.to, c.from, c.bytes) : std::memset(c.to, 0, c.bytes);
+  sim::state.copies[threadIdx.x].clear();
+}
+
+inline int multiprocessors() { return 1; }  // few, so that a block has several tiles
+
 inline int64_t computed_here(int64_t x) { return x; }
 
 inline float rsqrt_approx(float x) { return 1.f / std::sqrt(x); }

@@ -50,7 +50,7 @@ def build(source: Path, *flags: str, shared: bool = True) -> Path:
 
 
 class View(ctypes.Structure):
-    """TensorView of alk.h."""
+    """TensorView of view.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64 * 4), ("stride", ctypes.c_int64 * 4))
 
@@ -73,21 +73,24 @@ class AlkCall(ctypes.Structure):
     )
 
 
-class Simulator:
-    """The launchers of one library, called with tensors."""
-
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-
-    def _run(self, name: str, call: AlkCall) -> None:
-        size = getattr(self.library, f"{name}_workspace")
+def run(library: ctypes.CDLL, name: str, call: Any) -> None:
+    """Call a launcher, with the workspace that it asks for, if it does."""
+    if hasattr(library, f"{name}_workspace"):
+        size = getattr(library, f"{name}_workspace")
         size.restype = ctypes.c_int64
         workspace = torch.full((size(ctypes.byref(call)),), POISON, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
-        function = getattr(self.library, name)
-        function.restype = ctypes.c_char_p
-        error = function(ctypes.byref(call), ctypes.c_uint(seed))
-        assert error is None, error.decode()
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    error = function(ctypes.byref(call), ctypes.c_uint(seed))
+    assert error is None, error.decode()
+
+
+class Simulator:
+    """The launchers of alk.cpp, called with tensors."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
 
     def _call(self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int) -> AlkCall:
         pw, lora1 = parameters[2], parameters[3]
@@ -110,7 +113,7 @@ class Simulator:
         for output in (y, distilled):
             output.fill_(torch.nan)
         call.y, call.distilled = View.of(y), View.of(distilled)
-        self._run("sim_alk_forward", call)
+        run(self.library, "sim_alk_forward", call)
         return distilled, y
 
     def backward(
@@ -131,7 +134,7 @@ class Simulator:
         call.y, call.dx = View.of(grad), View.of(dx)
         if grad_distilled is not None:
             call.distilled = View.of(grad_distilled)
-        self._run("sim_alk_backward", call)
+        run(self.library, "sim_alk_backward", call)
         return (dx, *(g for g in gradients if g is not None))
 
 
@@ -160,6 +163,8 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
+    import simulated_conv3x3  # which imports this module, as the next does
+    import simulated_conv_mix
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -172,8 +177,10 @@ def kernels_on_cpu() -> Iterator[None]:
     devices, missing = _cuda.DEVICES, _cuda.missing
     try:
         _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
-        for name, run in operators(Simulator(build(HERE / "alk.cpp", "-O2"))).items():
-            library.impl(name, only_when_forced(name, run), "CPU", allow_override=True)
+        implementations = operators(Simulator(build(HERE / "alk.cpp", "-O2")))
+        implementations |= simulated_conv3x3.operators() | simulated_conv_mix.operators()
+        for name, implementation in implementations.items():
+            library.impl(name, only_when_forced(name, implementation), "CPU", allow_override=True)
         yield
     finally:
         _cuda.DEVICES, _cuda.missing = devices, missing

@@ -1,0 +1,229 @@
+// What the kernels of conv_mix have in common: tiles of 64 channels in shared memory, the depthwise convolution of a
+// column, 1x1 convolutions of a warp's own pixels.
+#pragma once
+
+#include "gelu.cuh"
+#include "parameter.cuh"
+#include "pixels.cuh"
+
+namespace fastsr::cuda {
+
+constexpr int kMixThreads = 256, kMixWarps = kMixThreads / 32, kMixChannels = 64;
+
+// R rows of 16 pixels. A warp owns the 2 R pixels from 2 R * warp on, which lie in one row, and 2 columns.
+template <class Number, int R>
+struct MixTile {
+  using T = Number;
+  static constexpr int kRows = R, kPixels = R * kTileColumns, kOwn = kPixels / kMixWarps;
+  static constexpr int kHaloColumns = kTileColumns + 2, kHaloPixels = (R + 2) * kHaloColumns;
+  static constexpr int kPitch = kMixChannels + 16 / static_cast<int>(sizeof(T));  // of a pixel
+  static constexpr int kSize = kPixels * kPitch, kHaloSize = kHaloPixels * kPitch;
+
+  __device__ __forceinline__ static int own() { return threadIdx.x / 32 * kOwn; }
+  __device__ __forceinline__ static int own_row() { return own() / kTileColumns; }
+  __device__ __forceinline__ static int own_column() { return own() % kTileColumns; }
+};
+
+// float32's tiles are as high as the shared memory of every architecture allows.
+template <class T>
+using ForwardMix = MixTile<T, sizeof(T) == 2 ? 8 : 4>;
+
+template <class T>
+__device__ __forceinline__ float2 load_pair(const T* from) {
+  float v[2];
+  load_vector<2>(from, v);
+  return make_float2(v[0], v[1]);
+}
+template <class T>
+__device__ __forceinline__ void store_pair(T* to, float low, float high) {
+  const float v[2] = {low, high};
+  store_vector<2>(to, v);
+}
+
+// The depthwise filters in shared memory, [tap][channel] and the bias as a tenth tap; zeros where there are none.
+constexpr int kTapFloats = 10 * kMixChannels;
+
+__device__ __forceinline__ void pack_taps(const Parameter& weight, const Parameter& bias, int channels, float* to) {
+  for (int i = threadIdx.x; i < kTapFloats; i += kMixThreads) {
+    const int tap = i / kMixChannels, c = i % kMixChannels;
+    float value = 0.f;
+    if (weight.data && c < channels && tap < 9) value = weight[9 * c + tap];
+    if (bias.data && c < channels && tap == 9) value = bias[c];
+    to[i] = value;
+  }
+}
+
+// Those of a lane's two channels.
+struct DepthwiseTaps {
+  float2 tap[10];
+
+  __device__ __forceinline__ explicit DepthwiseTaps(const float* packed) {
+#pragma unroll
+    for (int i = 0; i < 10; ++i)
+      tap[i] = *reinterpret_cast<const float2*>(packed + i * kMixChannels + threadIdx.x % 32 * 2);
+  }
+};
+
+// A lane's two channels of a column of the tile: q = dw3x3(x) + b.
+template <class M, class T = typename M::T>
+__device__ __forceinline__ void convolve_column(const T* halo, int column, const DepthwiseTaps& f,
+                                                float (&q)[2 * M::kRows]) {
+  const T* from = halo + column * M::kPitch + threadIdx.x % 32 * 2;
+#pragma unroll
+  for (int r = 0; r < M::kRows; ++r) q[2 * r] = f.tap[9].x, q[2 * r + 1] = f.tap[9].y;
+#pragma unroll
+  for (int row = 0; row < M::kRows + 2; ++row)
+#pragma unroll
+    for (int tx = 0; tx < 3; ++tx) {
+      const float2 x = load_pair(from + (row * M::kHaloColumns + tx) * M::kPitch);
+#pragma unroll
+      for (int ty = 0; ty < 3; ++ty) {
+        const int r = row - ty;
+        if (r < 0 || r >= M::kRows) continue;
+        q[2 * r] = fmaf(x.x, f.tap[3 * ty + tx].x, q[2 * r]);
+        q[2 * r + 1] = fmaf(x.y, f.tap[3 * ty + tx].y, q[2 * r + 1]);
+      }
+    }
+}
+
+// ---- 1x1 convolutions. Weights: fragments [16 inputs][16 outputs][lane][4], or [input][output] in float32.
+
+template <class T>
+constexpr int mix_pitch = kMixChannels + 2;  // of an input in float32
+
+template <class T>
+constexpr int kMatrixWords = sizeof(T) == 2 ? kMixChannels * kMixChannels / 2 : kMixChannels * mix_pitch<T>;
+
+// [outputs][inputs] or, transposed, [inputs][outputs]; zeros up to 64 x 64.
+template <class T>
+__device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int inputs, bool transposed,
+                                            uint32_t* to) {
+  const int output_step = transposed ? 1 : inputs, input_step = transposed ? outputs : 1;
+  p.typed([&](const auto* weights) {
+    const auto at = [&](int output, int input) {
+      return output < outputs && input < inputs ? to_float(weights[output * output_step + input * input_step]) : 0.f;
+    };
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll 2
+      for (int i = threadIdx.x; i < kMatrixWords<T>; i += kMixThreads) {
+        const int pair = i % 32, output = i / 32, input = 2 * pair;
+        const int lane = output % 8 * 4 + pair % 4, word = output / 8 % 2 * 2 + pair / 4 % 2;
+        to[(pair / 8 * 4 + output / 16) * 128 + 4 * lane + word] = pack2<T>(at(output, input), at(output, input + 1));
+      }
+    } else {
+#pragma unroll 2
+      for (int i = threadIdx.x; i < kMixChannels * kMixChannels; i += kMixThreads) {
+        const int input = i % kMixChannels, output = i / kMixChannels;
+        to[input * mix_pitch<T> + output] = __float_as_uint(at(output, input));
+      }
+    }
+  });
+}
+
+__device__ __forceinline__ void pack_bias(const Parameter& p, int count, float* to) {
+  if (threadIdx.x < kMixChannels) to[threadIdx.x] = static_cast<int>(threadIdx.x) < count ? p[threadIdx.x] : 0.f;
+}
+
+// 64 channels of a warp's own pixels in registers, as pairs of adjacent channels.
+template <class M>
+struct OwnPixels {
+  using T = typename M::T;
+  static constexpr bool kTensorCores = sizeof(T) == 2;
+  static_assert(!kTensorCores || M::kOwn == 16);
+  static constexpr int kPairs = M::kOwn;  // of a lane
+  float value[2 * kPairs];
+
+  __device__ __forceinline__ static int pixel(int pair) {
+    return kTensorCores ? threadIdx.x % 32 / 4 + pair % 2 * 8 : pair;
+  }
+  __device__ __forceinline__ static int channel(int pair) {
+    return kTensorCores ? pair / 2 * 8 + threadIdx.x % 4 * 2 : threadIdx.x % 32 * 2;
+  }
+  __device__ __forceinline__ static int at(int pair) { return pixel(pair) * M::kPitch + channel(pair); }
+
+  // The product of the warp's pixels `from` with packed weights.
+  __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (kTensorCores) {
+      float sum[8][4] = {};
+      const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
+      from += lane % 16 * M::kPitch + lane / 16 * 8;
+#pragma unroll 1
+      for (int step = 0; step < 4; ++step) {
+        uint32_t a[4];
+        load_matrices(a, from + 16 * step);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const uint4 b = w[(4 * step + n) * 32];
+          mma_k16<T>(sum[2 * n], a[0], a[1], a[2], a[3], b.x, b.y);
+          mma_k16<T>(sum[2 * n + 1], a[0], a[1], a[2], a[3], b.z, b.w);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+        value[2 * i] = sum[i / 2][i % 2 * 2], value[2 * i + 1] = sum[i / 2][i % 2 * 2 + 1];
+    } else {
+      const float* w = reinterpret_cast<const float*>(weights) + 2 * lane;
+#pragma unroll
+      for (int i = 0; i < 2 * kPairs; ++i) value[i] = 0.f;
+#pragma unroll 2
+      for (int c = 0; c < kMixChannels; c += 4) {
+        float2 b[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const float2*>(w + (c + i) * mix_pitch<T>);
+#pragma unroll
+        for (int p = 0; p < kPairs; ++p) {
+          const float4 a = *reinterpret_cast<const float4*>(from + p * M::kPitch + c);
+          const float x[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            value[2 * p] = fmaf(x[i], b[i].x, value[2 * p]);
+            value[2 * p + 1] = fmaf(x[i], b[i].y, value[2 * p + 1]);
+          }
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void add(const float* bias) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) value[2 * i] += bias[channel(i)], value[2 * i + 1] += bias[channel(i) + 1];
+  }
+  // Into the warp's pixels of a tile; a __syncwarp before and after is the caller's.
+  __device__ __forceinline__ void put(T* to) const {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) store_pair(to + at(i), value[2 * i], value[2 * i + 1]);
+  }
+};
+
+// A warp's own pixels, from shared memory to a map.
+template <class M, class T = typename M::T>
+__device__ __forceinline__ void store_own(const PixelMap<T>& m, const Tiles& s, int64_t n, int y0, int x0,
+                                          const T* tile) {
+  const int lane = threadIdx.x % 32, y = y0 + M::own_row(), x_begin = x0 + M::own_column();
+  if (y >= s.h) return;
+  tile += M::own() * M::kPitch;
+  with_vector<T>(m.vector, [&](auto vector) {
+    constexpr int V = decltype(vector)::value, kLanes = kMixChannels / V < 32 ? kMixChannels / V : 32;
+    const bool across = V > 1 || m.c_stride == 1;
+    const int first = across ? lane / kLanes : lane % M::kOwn, step = across ? 32 / kLanes : M::kOwn;
+#pragma unroll 1
+    for (int c = across ? lane % kLanes * V : lane / M::kOwn; c < m.channels; c += across ? kLanes * V : 32 / M::kOwn) {
+      T* to = m.data + m.at(n, y, x_begin + first) + c * m.c_stride;
+#pragma unroll 4
+      for (int p = first; p < M::kOwn; p += step, to += step * m.w_stride) {
+        if (x_begin + p >= s.w) break;
+        const T* from = tile + p * M::kPitch + c;
+        if constexpr (V * sizeof(T) == 16)
+          store_128(to, reinterpret_cast<const uint32_t*>(from));
+        else if constexpr (V * sizeof(T) == 8)
+          *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(from);
+        else if constexpr (V * sizeof(T) == 4)
+          *reinterpret_cast<uint32_t*>(to) = *reinterpret_cast<const uint32_t*>(from);
+        else
+          *to = *from;
+      }
+    }
+  });
+}
+
+}  // namespace fastsr::cuda

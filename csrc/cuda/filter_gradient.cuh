@@ -1,0 +1,145 @@
+// The gradients of a dense convolution's weights, 1x1 or 3x3:
+//
+//   dw[k][c][ty][tx] = sum_p g[p][k] x[p + (ty, tx)][c]      db[k] = sum_p g[p][k]
+//
+// One CTA per 64 x 64 block of channels, row of taps and part of the tiles: a product over pixels per tap.
+#pragma once
+
+#include "partials.cuh"
+#include "pixels.cuh"
+
+namespace fastsr::cuda {
+
+template <class T>
+struct FilterGradient {
+  Tiles tiles;  // of 8 rows
+  PixelMap<T> x, g;
+  float* partials;  // [parts][taps * taps][k][c], then [k] sums of g
+  int k, c, parts;
+};
+
+constexpr int kGradientThreads = 128, kGradientRows = 8, kGradientSide = 64;
+constexpr int kGradientPixels = kGradientRows * kTileColumns, kMaxGradientParts = 128;
+
+template <class Number, int Taps>
+struct GradientTile {
+  using T = Number;
+  static constexpr int kColumns = kTileColumns + Taps - 1;
+  static constexpr int kPitch = kGradientSide + 16 / static_cast<int>(sizeof(T));
+  static constexpr int kShared = (kGradientPixels + kGradientRows * kColumns) * kPitch * static_cast<int>(sizeof(T));
+};
+
+// Elements of a row of partial sums.
+inline int64_t gradient_row(int64_t k, int64_t c, int taps) { return k * c * taps * taps + k; }
+
+template <class T, int Taps>
+__global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(const FilterGradient<T> a) {
+  using G = GradientTile<T, Taps>;
+  constexpr bool kTensorCores = sizeof(T) == 2;
+  FASTSR_SHARED_MEMORY(memory);
+  T *g_tile = reinterpret_cast<T*>(memory), *x_tile = g_tile + kGradientPixels * G::kPitch;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int part = blockIdx.x % a.parts, ty = blockIdx.x / a.parts % Taps, block = blockIdx.x / a.parts / Taps;
+  const int c_blocks = (a.c + kGradientSide - 1) / kGradientSide;
+  const int k0 = block / c_blocks * kGradientSide, c0 = block % c_blocks * kGradientSide;
+  const bool sums_up = ty == 0 && c0 == 0;
+  // 16 bits: of a warp, 32 x 32 channels, [tap][2 of 16 k][4 of 8 c]. float32: of a thread, [tap][8 k] x 4 c.
+  float sum[Taps][8][4] = {}, total = 0.f;
+  for (int64_t tile = part; tile < a.tiles.count; tile += a.parts) {
+    int64_t n;
+    int y0, x0;
+    a.tiles.at(tile, &n, &y0, &x0);
+    fetch_pixels<kGradientRows, kTileColumns, G::kPitch, kGradientThreads>(a.g, a.tiles, n, y0, x0, k0, 6, g_tile);
+    fetch_pixels<kGradientRows, G::kColumns, G::kPitch, kGradientThreads>(a.x, a.tiles, n, y0 + ty - Taps / 2,
+                                                                          x0 - Taps / 2, c0, 6, x_tile);
+    wait_for_copies();
+    __syncthreads();
+    if (sums_up && threadIdx.x < kGradientSide) {
+      float of_tile = 0.f;
+#pragma unroll 8
+      for (int p = 0; p < kGradientPixels; ++p) of_tile += to_float(g_tile[p * G::kPitch + threadIdx.x]);
+      total += of_tile;
+    }
+    if constexpr (kTensorCores) {
+      const T* g_at = g_tile + (lane / 16 * 8 + lane % 8) * G::kPitch + warp / 2 * 32 + lane / 8 % 2 * 8;
+      const T* x_at = x_tile + (lane / 8 % 2 * 8 + lane % 8) * G::kPitch + warp % 2 * 32 + lane / 16 * 8;
+#pragma unroll 1
+      for (int r = 0; r < kGradientRows; ++r, g_at += kTileColumns * G::kPitch, x_at += G::kColumns * G::kPitch) {
+        uint32_t rows[2][4];
+#pragma unroll
+        for (int m = 0; m < 2; ++m) load_matrices_transposed(rows[m], g_at + 16 * m);
+#pragma unroll
+        for (int tx = 0; tx < Taps; ++tx)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            uint32_t columns[4];
+            load_matrices_transposed(columns, x_at + tx * G::kPitch + 16 * j);
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+              const uint32_t (&k)[4] = rows[m];
+              mma_k16<T>(sum[tx][4 * m + 2 * j], k[0], k[1], k[2], k[3], columns[0], columns[1]);
+              mma_k16<T>(sum[tx][4 * m + 2 * j + 1], k[0], k[1], k[2], k[3], columns[2], columns[3]);
+            }
+          }
+      }
+    } else {
+      const float* g_at = g_tile + threadIdx.x / 16 * 4;
+      const float* x_at = x_tile + threadIdx.x % 16 * 4;
+#pragma unroll 1
+      for (int r = 0; r < kGradientRows; ++r, g_at += kTileColumns * G::kPitch, x_at += G::kColumns * G::kPitch) {
+#pragma unroll 2
+        for (int p = 0; p < kTileColumns; ++p) {
+          const float4 low = *reinterpret_cast<const float4*>(g_at + p * G::kPitch);
+          const float4 high = *reinterpret_cast<const float4*>(g_at + p * G::kPitch + 32);
+          const float k[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+          for (int tx = 0; tx < Taps; ++tx) {
+            const float4 c = *reinterpret_cast<const float4*>(x_at + (p + tx) * G::kPitch);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+              float (&to)[4] = sum[tx][i];
+              to[0] = fmaf(k[i], c.x, to[0]), to[1] = fmaf(k[i], c.y, to[1]);
+              to[2] = fmaf(k[i], c.z, to[2]), to[3] = fmaf(k[i], c.w, to[3]);
+            }
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+  const int64_t matrix = static_cast<int64_t>(a.k) * a.c;
+  float* to = a.partials + part * (matrix * Taps * Taps + a.k);
+#pragma unroll
+  for (int tx = 0; tx < Taps; ++tx)
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        int k = k0 + threadIdx.x / 16 * 4 + i / 4 * 32 + i % 4, c = c0 + threadIdx.x % 16 * 4 + j;
+        if constexpr (kTensorCores) {
+          k = k0 + warp / 2 * 32 + i / 4 * 16 + j / 2 * 8 + lane / 4;
+          c = c0 + warp % 2 * 32 + i % 4 * 8 + lane % 4 * 2 + j % 2;
+        }
+        if (k < a.k && c < a.c) to[(ty * Taps + tx) * matrix + static_cast<int64_t>(k) * a.c + c] = sum[tx][i][j];
+      }
+  if (sums_up && threadIdx.x < kGradientSide && k0 + static_cast<int>(threadIdx.x) < a.k)
+    to[matrix * Taps * Taps + k0 + threadIdx.x] = total;
+}
+
+template <class T, int Taps>
+cudaError_t start_filter_gradient(const FilterGradient<T>& a, cudaStream_t stream) {
+  constexpr int kShared = GradientTile<T, Taps>::kShared;
+  static_assert(kShared <= 99 * 1024);
+  const int64_t side = kGradientSide, blocks = (a.k + side - 1) / side * ((a.c + side - 1) / side);
+  return launch(filter_gradient_kernel<T, Taps>, a.parts * Taps * blocks, kGradientThreads, kShared, stream, a);
+}
+
+// Its sums as gradients of a weight [K, C, Taps, Taps] and a bias.
+inline void add_filter_sums(PartialSums& all, int* count, const float* partials, int64_t k, int64_t c, int taps,
+                            void* d_weight, void* d_bias) {
+  const int64_t t = taps * taps, row = gradient_row(k, c, taps);
+  add_sum(all, count, {partials, d_weight, k * c * t, t, 1, 0, row, k * c});
+  add_sum(all, count, {partials, d_bias, k, k, 0, k * c * t, row});
+}
+
+}  // namespace fastsr::cuda

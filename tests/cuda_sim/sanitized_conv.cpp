@@ -1,0 +1,78 @@
+// A program for AddressSanitizer: conv3x3_gelu's and conv_mix's forward and backward on memory of exactly the size they
+// need. With an argument, the image is said to be one row higher than it is, which must be found.
+#include "conv3x3_backward.cu"
+#include "conv3x3_forward.cu"
+#include "conv_mix_backward.cu"
+#include "conv_mix_forward.cu"
+
+using namespace fastsr::cuda;
+
+namespace {
+
+constexpr int64_t kN = 2, kC = 5, kK = 58, kH = 9, kW = 18;
+
+// Zeros, freed at the end.
+struct Memory {
+  int64_t bytes;  // of an element
+  std::vector<void*> allocated;
+
+  void* operator()(int64_t size) {
+    void* m = nullptr;
+    if (posix_memalign(&m, 16, size)) std::exit(3);
+    std::memset(m, 0, size);
+    allocated.push_back(m);
+    return m;
+  }
+  void* elements(int64_t count) { return (*this)(count * bytes); }
+  TensorView map(int64_t channels, int64_t rows = kH) {
+    return {
+        elements(kN * channels * kH * kW), {kN, channels, rows, kW}, {kH * kW * channels, 1, kW * channels, channels}};
+  }
+  ~Memory() {
+    for (void* m : allocated) std::free(m);
+  }
+};
+
+void check(cudaError_t error) {
+  if (error) std::puts(error), std::exit(2);
+}
+
+void run_conv3x3(int64_t dtype, int64_t rows) {
+  Memory memory{dtype == kFloat32 ? 4 : 2, {}};
+  Conv3x3Call call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.activation = kGelu;
+  call.weight = memory.elements(kK * kC * 9), call.bias = memory.elements(kK);
+  call.d_weight = memory.elements(kK * kC * 9), call.d_bias = memory.elements(kK);
+  call.x = memory.map(kC, rows), call.y = memory.map(kK), call.shortcut = memory.map(kK), call.dx = memory.map(kC);
+  call.workspace = memory(conv3x3_workspace(call));
+  check(conv3x3_forward(call, nullptr));
+  check(conv3x3_backward(call, nullptr));
+}
+
+void run_conv_mix(int64_t dtype) {
+  Memory memory{dtype == kFloat32 ? 4 : 2, {}};
+  ConvMixCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.activation = kGelu;
+  const int64_t sizes[6] = {kC * 9, kC, kC * kC, kC, kK * kC, kK};
+  for (int i = 0; i < 6; ++i) {
+    call.parameters[i] = memory.elements(sizes[i]);
+    call.gradients[i] = memory.elements(sizes[i]);
+  }
+  call.x = memory.map(kC), call.shortcut = memory.map(kC), call.y = memory.map(kK);
+  call.dx = memory.map(kC), call.d_shortcut = memory.map(kC);
+  call.workspace = memory(conv_mix_workspace(call));
+  check(conv_mix_forward(call, nullptr));
+  check(conv_mix_backward(call, nullptr));
+}
+
+}  // namespace
+
+int main(int count, char**) {
+  for (const int64_t dtype : {kFloat32, kFloat16}) {
+    run_conv3x3(dtype, count > 1 ? kH + 1 : kH);
+    run_conv_mix(dtype);
+  }
+  std::puts("clean");
+}
