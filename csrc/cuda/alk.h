@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "view.h"
+
 #ifdef FASTSR_CUDA_SIM
 #include "cuda_sim.h"
 #else
@@ -10,11 +12,6 @@
 #endif
 
 namespace fastsr::cuda {
-
-struct TensorView {  // [N, C, H, W], strides in elements
-  void* data;
-  int64_t size[4], stride[4];
-};
 
 // One call. dtypes are 0 float32, 1 float16, 2 bfloat16; d is 0 without a distilled map.
 struct AlkCall {

@@ -76,6 +76,18 @@ __device__ __forceinline__ void activate_all(float (&x)[Count], int activation) 
   }
 }
 
+// Of maps of T, by the operators' codes for the activation and for the accuracy of GELU.
+template <class T, int Count>
+__device__ __forceinline__ void activate_all(float (&x)[Count], int activation, int accuracy) {
+  constexpr Gelu kDefault = sizeof(T) == 4 ? Gelu::kTail : __is_same(T, Half) ? Gelu::kBump9 : Gelu::kBump6;
+  if (accuracy == 2)
+    activate_all<Gelu::kTanh>(x, activation);
+  else if (accuracy == 0)
+    activate_all<kDefault>(x, activation);
+  else
+    activate_all<Gelu::kTail>(x, activation);
+}
+
 __device__ __forceinline__ float activation_derivative(float x, int activation) {
   if (activation == kGelu) return gelu_derivative(x);
   return activation == kLeaky && !(x > 0.f) ? kLeakySlope : 1.f;

@@ -59,6 +59,18 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const Partial
     static_cast<BFloat16*>(s.to)[i] = from_float<BFloat16>(sum);
 }
 
+inline cudaError_t start_sums(const PartialSums& all, int count, cudaStream_t stream) {
+  return launch(sum_partials_kernel, all.first_block[count], kSumThreads, kSumThreads * static_cast<int>(sizeof(float)),
+                stream, all);
+}
+
+// Rows of partial sums for a kernel that has `blocks` CTAs for each: enough CTAs, but few rows.
+inline int sum_parts(int64_t tiles, int64_t blocks) {
+  const int64_t wanted = blocks < 1 ? kMaxParts : (2 * kMaxParts + blocks - 1) / blocks;
+  const int64_t parts = wanted < 32 ? 32 : wanted < kMaxParts ? wanted : kMaxParts;
+  return static_cast<int>(tiles < parts ? tiles : parts);
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +74,37 @@ class AlkCall(ctypes.Structure):
     )
 
 
-class Simulator:
-    """The launchers of one library, called with tensors."""
+def poisoned(x: Tensor) -> Tensor:
+    return x.fill_(torch.nan)
 
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
 
-    def _run(self, name: str, call: AlkCall) -> None:
+class Library:
+    """The launchers of one source file, built at the first call."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @cached_property
+    def library(self) -> ctypes.CDLL:
+        return ctypes.CDLL(str(build(HERE / f"{self.name}.cpp", "-O2")))
+
+    def run(self, name: str, call: Any) -> None:
+        """Call launcher `name` with a structure that has a `workspace`, which is poisoned."""
         size = getattr(self.library, f"{name}_workspace")
         size.restype = ctypes.c_int64
-        workspace = torch.full((size(ctypes.byref(call)),), POISON, dtype=torch.uint8)
-        call.workspace = workspace.data_ptr()
+        workspace = torch.full((size(ctypes.byref(call)) + 16,), POISON, dtype=torch.uint8)
+        call.workspace = (workspace.data_ptr() + 15) // 16 * 16
         function = getattr(self.library, name)
         function.restype = ctypes.c_char_p
         error = function(ctypes.byref(call), ctypes.c_uint(seed))
         assert error is None, error.decode()
+
+
+class Simulator(Library):
+    """alk_conv and alk_stage, called with tensors."""
+
+    def __init__(self) -> None:
+        super().__init__("alk")
 
     def _call(self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int) -> AlkCall:
         pw, lora1 = parameters[2], parameters[3]
@@ -110,7 +127,7 @@ class Simulator:
         for output in (y, distilled):
             output.fill_(torch.nan)
         call.y, call.distilled = View.of(y), View.of(distilled)
-        self._run("sim_alk_forward", call)
+        self.run("sim_alk_forward", call)
         return distilled, y
 
     def backward(
@@ -131,7 +148,7 @@ class Simulator:
         call.y, call.dx = View.of(grad), View.of(dx)
         if grad_distilled is not None:
             call.distilled = View.of(grad_distilled)
-        self._run("sim_alk_backward", call)
+        self.run("sim_alk_backward", call)
         return (dx, *(g for g in gradients if g is not None))
 
 
@@ -160,6 +177,12 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
+    import sim_cca_norm
+    import sim_pointwise
+
+    simulated = operators(Simulator())
+    for module in (sim_cca_norm, sim_pointwise):
+        simulated |= module.operators()
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -172,7 +195,7 @@ def kernels_on_cpu() -> Iterator[None]:
     devices, missing = _cuda.DEVICES, _cuda.missing
     try:
         _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
-        for name, run in operators(Simulator(build(HERE / "alk.cpp", "-O2"))).items():
+        for name, run in simulated.items():
             library.impl(name, only_when_forced(name, run), "CPU", allow_override=True)
         yield
     finally:
