@@ -165,12 +165,11 @@ cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
 
   WeightGradient<T> weight{};
   weight.shape = s;
-  weight.a = products.both, weight.b = norm.x;
+  weight.a = products.both, weight.b[0] = norm.x;
+  weight.maps = 1, weight.c = s.c;
   weight.partials = sums_at(at.product_sums);
   weight.parts = at.parts;
-  const int64_t blocks = static_cast<int64_t>((weight.a.channels + kSide - 1) / kSide) * ((s.c + kSide - 1) / kSide);
-  if (failed(launch(weight_gradient_kernel<T>, at.parts * blocks, kThreads, PixelRows<T>::kShared, stream, weight)))
-    return error;
+  if (failed(start_weight_gradient(weight, stream))) return error;
   return sum_alk_gradients<T>(call, at, workspace, stream);
 }
 

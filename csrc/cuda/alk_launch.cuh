@@ -4,6 +4,7 @@
 #include "alk.h"
 #include "alk_forward.cuh"
 #include "alk_pack.cuh"
+#include "map_launch.cuh"
 
 namespace fastsr::cuda {
 
@@ -22,15 +23,6 @@ inline AlkShape alk_shape(const AlkCall& call) {
   s.tiles_y = (s.h + kTile - 1) / kTile;
   s.tiles = x.size[0] * s.tiles_x * s.tiles_y;
   return s;
-}
-
-template <class T>
-Map<T> map_of(const TensorView& v) {
-  const int64_t step = 16 / sizeof(T);
-  const bool wide = v.stride[1] == 1 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && v.stride[0] % step == 0 &&
-                    v.stride[2] % step == 0 && v.stride[3] % step == 0;
-  return {static_cast<T*>(v.data),     v.stride[0], v.stride[1], v.stride[2], v.stride[3],
-          static_cast<int>(v.size[1]), wide};
 }
 
 // Channels last, of `channels`, in scratch memory.

@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> conv3x3_gelu_backward(const Tensor& grad, con
   const Tensor memory = workspace(x, conv3x3_workspace(call));
   call.workspace = memory.mutable_data_ptr();
   check_launch(kOp, conv3x3_backward(call, current_stream(x)));
-  return {dx, parameters.in_own_dtype(gradients, 0), parameters.in_own_dtype(gradients, 1)};
+  return {dx, parameters.in_own_dtype(gradients[0], 0), parameters.in_own_dtype(gradients[1], 1)};
 }
 
 }  // namespace

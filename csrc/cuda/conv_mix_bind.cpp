@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   const Tensor memory = workspace(x, conv_mix_workspace(call));
   call.workspace = memory.mutable_data_ptr();
   check_launch(kOp, conv_mix_backward(call, current_stream(x)));
-  const auto own = [&](size_t i) { return parameters.in_own_dtype(gradients, i); };
+  const auto own = [&](size_t i) { return parameters.in_own_dtype(gradients[i], i); };
   return {dx, d_shortcut, own(0), own(1), own(2), own(3), own(4), own(5)};
 }
 

@@ -34,8 +34,8 @@ class Parameters {
     for (const Tensor& p : used_) to.push_back(torch::stable::empty_like(p));
     return to;
   }
-  Tensor in_own_dtype(const std::vector<Tensor>& gradients, size_t i) const {
-    return given_[i] ? torch::stable::to(gradients[i], given_[i]->scalar_type()) : gradients[i];
+  Tensor in_own_dtype(const Tensor& gradient, size_t i) const {
+    return given_[i] ? torch::stable::to(gradient, given_[i]->scalar_type()) : gradient;
   }
 
  private:

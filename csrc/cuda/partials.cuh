@@ -66,6 +66,13 @@ inline cudaError_t sum_partials(const PartialSums& all, int count, cudaStream_t 
   return launch(sum_partials_kernel<kSumThreads>, all.first_block[count], kSumThreads, kShared, stream, all);
 }
 
+// Rows of partial sums for a kernel that has `blocks` CTAs for each: enough CTAs, but few rows.
+inline int sum_parts(int64_t tiles, int64_t blocks) {
+  const int64_t wanted = blocks < 1 ? kMaxParts : (2 * kMaxParts + blocks - 1) / blocks;
+  const int64_t parts = wanted < 32 ? 32 : wanted < kMaxParts ? wanted : kMaxParts;
+  return static_cast<int>(tiles < parts ? tiles : parts);
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);

@@ -2,7 +2,7 @@
 //
 // Lane (g, t) = (lane / 4, lane % 4) holds two pixels (g and g + 8 of the warp's 16) and, of every block of 32 outputs,
 // the eight from 8 t on: loads and stores of 16 bytes. The order of the channels within a product and the columns that
-// a lane ends up with are chosen when the weights are packed (alk_pack.cuh), which costs nothing here.
+// a lane ends up with are chosen when the weights are packed (product_pack.cuh), which costs nothing here.
 #pragma once
 
 #include "map.cuh"
@@ -19,63 +19,107 @@ __host__ __device__ constexpr int64_t product_block_bytes(int inputs) {
   return static_cast<int64_t>(blocks_of(inputs)) * kBlock * kBlock * sizeof(T);
 }
 
-// Adds to `out` [pixel][output of the lane]; a pixel that is not `inside` counts as zeros.
-template <class T>
-__device__ __forceinline__ void pixel_product(const Map<T>& in, const int64_t (&offset)[2], const bool (&inside)[2],
-                                              const unsigned char* packed, float (&out)[2][8]) {
+// Adds to `out` [block of outputs][pixel][output of the lane]; a pixel with a negative offset counts as zeros. The
+// weights of the next block lie `block_bytes` behind those of a block. With Ahead, 16-bit pixels are loaded a step
+// before they are needed, in eight more registers a pair.
+template <class T, bool Ahead, int Blocks, int Pixels>
+__device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (&offset)[Pixels],
+                                               const unsigned char* packed, int64_t block_bytes,
+                                               float (&out)[Blocks][Pixels][8]) {
+  static_assert(Pixels % 2 == 0);
   const int lane = threadIdx.x % 32, t = lane % 4;
   if constexpr (sizeof(T) == 2) {
-    float sum[4][4];
+    float sum[Blocks][Pixels / 2][4][4];  // as the fragments have it
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[m][i] = out[i / 2][2 * m + i % 2];
+    for (int i = 0; i < Blocks * Pixels * 8; ++i) {
+      const int b = i / 8 / Pixels, p = i / 8 % Pixels, o = i % 8;
+      sum[b][p / 2][o / 2][p % 2 * 2 + o % 2] = out[b][p][o];
+    }
     const uint4* w = reinterpret_cast<const uint4*>(packed) + lane;
+    Eight<T> next[Pixels];
+    const auto fetch = [&](int c) {
+#pragma unroll
+      for (int p = 0; p < Pixels; ++p) {
+        next[p] = Eight<T>::zeros();
+        if (offset[p] >= 0) next[p] = in.load(offset[p], c + 8 * t);
+      }
+    };
+    if constexpr (Ahead) fetch(0);
 #pragma unroll 1
     for (int c = 0; c < in.channels; c += kBlock, w += 4 * 32) {
-      Eight<T> a[2];
+      if constexpr (!Ahead) fetch(c);
+      Eight<T> a[Pixels];
 #pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        a[p] = Eight<T>::zeros();
-        if (inside[p]) a[p] = in.load(offset[p], c + 8 * t);
-      }
+      for (int p = 0; p < Pixels; ++p) a[p] = next[p];
+      if (Ahead && c + kBlock < in.channels) fetch(c + kBlock);
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint4 b[2] = {w[2 * step * 32], w[(2 * step + 1) * 32]};
-        const uint32_t a0 = a[0].word[2 * step], a1 = a[1].word[2 * step];
-        const uint32_t a2 = a[0].word[2 * step + 1], a3 = a[1].word[2 * step + 1];
-        mma_k16<T>(sum[0], a0, a1, a2, a3, b[0].x, b[0].y);
-        mma_k16<T>(sum[1], a0, a1, a2, a3, b[0].z, b[0].w);
-        mma_k16<T>(sum[2], a0, a1, a2, a3, b[1].x, b[1].y);
-        mma_k16<T>(sum[3], a0, a1, a2, a3, b[1].z, b[1].w);
+      for (int block = 0; block < Blocks; ++block) {
+        const uint4* of_block = w + block * (block_bytes / 16);
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+          const uint4 b[2] = {of_block[2 * step * 32], of_block[(2 * step + 1) * 32]};
+#pragma unroll
+          for (int p = 0; p < Pixels; p += 2) {
+            const uint32_t a0 = a[p].word[2 * step], a1 = a[p + 1].word[2 * step];
+            const uint32_t a2 = a[p].word[2 * step + 1], a3 = a[p + 1].word[2 * step + 1];
+            float (&d)[4][4] = sum[block][p / 2];
+            mma_k16<T>(d[0], a0, a1, a2, a3, b[0].x, b[0].y);
+            mma_k16<T>(d[1], a0, a1, a2, a3, b[0].z, b[0].w);
+            mma_k16<T>(d[2], a0, a1, a2, a3, b[1].x, b[1].y);
+            mma_k16<T>(d[3], a0, a1, a2, a3, b[1].z, b[1].w);
+          }
+        }
       }
     }
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i / 2][2 * m + i % 2] = sum[m][i];
+    for (int i = 0; i < Blocks * Pixels * 8; ++i) {
+      const int b = i / 8 / Pixels, p = i / 8 % Pixels, o = i % 8;
+      out[b][p][o] = sum[b][p / 2][o / 2][p % 2 * 2 + o % 2];
+    }
   } else {
     const int padded = blocks_of(in.channels) * kBlock;
     const float* w = reinterpret_cast<const float*>(packed) + t * padded * 8;
+#pragma unroll 1
     for (int c = 0; c < in.channels; c += 8, w += 64) {
-      Eight<T> a[2];
+      Eight<T> a[Pixels];
 #pragma unroll
-      for (int p = 0; p < 2; ++p) {
+      for (int p = 0; p < Pixels; ++p) {
         a[p] = Eight<T>::zeros();
-        if (inside[p]) a[p] = in.load(offset[p], c);
+        if (offset[p] >= 0) a[p] = in.load(offset[p], c);
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float4 low = reinterpret_cast<const float4*>(w)[2 * i],
-                     high = reinterpret_cast<const float4*>(w)[2 * i + 1];
-        const float row[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      for (int block = 0; block < Blocks; ++block) {
+        float part[Pixels][8] = {};  // sums of eight products: a long sum loses fewer digits
 #pragma unroll
-        for (int p = 0; p < 2; ++p)
+        for (int i = 0; i < 8; ++i) {
+          const float4* of_block = reinterpret_cast<const float4*>(w + block * (block_bytes / 4));
+          const float4 low = of_block[2 * i], high = of_block[2 * i + 1];
+          const float row[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-          for (int m = 0; m < 8; ++m) out[p][m] = fmaf(__uint_as_float(a[p].word[i]), row[m], out[p][m]);
+          for (int p = 0; p < Pixels; ++p)
+#pragma unroll
+            for (int m = 0; m < 8; ++m) part[p][m] = fmaf(__uint_as_float(a[p].word[i]), row[m], part[p][m]);
+        }
+#pragma unroll
+        for (int p = 0; p < Pixels; ++p)
+#pragma unroll
+          for (int m = 0; m < 8; ++m) out[block][p][m] += part[p][m];
       }
     }
   }
+}
+
+// One block of outputs of two pixels.
+template <class T>
+__device__ __forceinline__ void pixel_product(const Map<T>& in, const int64_t (&offset)[2], const bool (&inside)[2],
+                                              const unsigned char* packed, float (&out)[2][8]) {
+  const int64_t from[2] = {inside[0] ? offset[0] : -1, inside[1] ? offset[1] : -1};
+  float one[1][2][8];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) one[0][i / 8][i % 8] = out[i / 8][i % 8];
+  pixel_products<T, false, 1, 2>(in, from, packed, 0, one);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) out[i / 8][i % 8] = one[0][i / 8][i % 8];
 }
 
 }  // namespace fastsr::cuda

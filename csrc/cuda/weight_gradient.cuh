@@ -1,17 +1,17 @@
 // dW[k][c] = sum_p a[p][k] b[p][c] and sum_p a[p][k], over the pixels of all images: one 64 x 64 block of dW per CTA
-// and part of the tiles.
+// and part of the tiles. b may be several maps, as if their channels lay side by side.
 #pragma once
 
 #include "alk_tile.cuh"
 
 namespace fastsr::cuda {
 
-template <class T>
+template <class T, int Maps = 1>
 struct WeightGradient {
   AlkShape shape;
-  Map<T> a, b;
-  float* partials;  // [parts][k (c + 1)]: dW, then the sums of a
-  int parts;
+  Map<T> a, b[Maps];
+  float* partials;     // [parts][k (c + 1)]: dW, then the sums of a
+  int parts, maps, c;  // c: channels of all b
 };
 
 constexpr int kSide = 64, kStep = 64;  // of a block of dW, pixels at a time
@@ -39,15 +39,23 @@ __device__ __forceinline__ void fetch_pixels(const Map<T>& m, const AlkShape& s,
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const WeightGradient<T> w) {
+template <class T, int Maps>
+__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const WeightGradient<T, Maps> w) {
   constexpr int kRow = PixelRows<T>::kRow;
   FASTSR_SHARED_MEMORY(memory);
   T *a = reinterpret_cast<T*>(memory), *b = a + kStep * kRow;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int k = w.a.channels, c = w.b.channels, c_blocks = (c + kSide - 1) / kSide;
-  const int part = blockIdx.x % w.parts, block = blockIdx.x / w.parts;
-  const int k0 = block / c_blocks * kSide, c0 = block % c_blocks * kSide;
+  const int k = w.a.channels, c = w.c, k_blocks = (k + kSide - 1) / kSide;
+  const int part = blockIdx.x % w.parts, block = blockIdx.x / w.parts, k0 = block % k_blocks * kSide;
+  int which = 0, c0 = block / k_blocks * kSide, first_c = 0;  // channel c0 of map `which` is column first_c + c0
+  if constexpr (Maps > 1)
+    for (int whole; which + 1 < w.maps; ++which, c0 -= whole) {
+      whole = (w.b[which].channels + kSide - 1) / kSide * kSide;
+      if (c0 < whole) break;
+      first_c += w.b[which].channels;
+    }
+  const Map<T> columns_of = w.b[which];
+  const bool sums_up = first_c + c0 == 0;
   float sum[4][4] = {}, total = 0.f;
   for (int64_t tile = part; tile < w.shape.tiles; tile += w.parts) {
     int64_t n;
@@ -55,9 +63,9 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
     w.shape.tile_at(tile, &n, &y0, &x0);
     for (int y = y0; y < y0 + kTile && y < w.shape.h; y += kStep / kTile) {
       fetch_pixels(w.a, w.shape, n, y, x0, k0, a);
-      fetch_pixels(w.b, w.shape, n, y, x0, c0, b);
+      fetch_pixels(columns_of, w.shape, n, y, x0, c0, b);
       __syncthreads();
-      if (c0 == 0 && threadIdx.x < kSide)
+      if (sums_up && threadIdx.x < kSide)
 #pragma unroll 8
         for (int p = 0; p < kStep; ++p) total += to_float(a[p * kRow + threadIdx.x]);
       if constexpr (sizeof(T) == 2) {
@@ -100,10 +108,24 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
         row = k0 + warp % 4 * 16 + g + j / 2 * 8;
         column = c0 + warp / 4 * 32 + 8 * i + 2 * t + j % 2;
       }
-      if (row < k && column < c) to[static_cast<int64_t>(row) * c + column] = sum[i][j];
+      if (row < k && column < columns_of.channels) to[static_cast<int64_t>(row) * c + first_c + column] = sum[i][j];
     }
-  if (c0 == 0 && threadIdx.x < kSide && k0 + threadIdx.x < k)
+  if (sums_up && threadIdx.x < kSide && k0 + static_cast<int>(threadIdx.x) < k)
     to[static_cast<int64_t>(k) * c + k0 + threadIdx.x] = total;
+}
+
+template <class T, int Maps>
+int64_t weight_gradient_blocks(const WeightGradient<T, Maps>& w) {
+  int64_t columns = 0;
+  for (int i = 0; i < w.maps; ++i) columns += (w.b[i].channels + kSide - 1) / kSide;
+  return columns * ((w.a.channels + kSide - 1) / kSide);
+}
+
+template <class T, int Maps>
+cudaError_t start_weight_gradient(const WeightGradient<T, Maps>& w, cudaStream_t stream) {
+  static_assert(PixelRows<T>::kShared <= 99 * 1024);
+  return launch(weight_gradient_kernel<T, Maps>, w.parts * weight_gradient_blocks(w), kThreads, PixelRows<T>::kShared,
+                stream, w);
 }
 
 }  // namespace fastsr::cuda

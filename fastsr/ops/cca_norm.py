@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, define_over, empty_map, may_overwrite, register_cpu, register_triton
+from fastsr.ops._define import (
+    define,
+    define_over,
+    empty_map,
+    may_overwrite,
+    register_cpu,
+    register_cuda,
+    register_triton,
+)
 
 _TENSORS = 8  # x, shortcut, four of the attention, two of the norm
+CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN = 256, 256  # csrc/cuda/cca_norm.h
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -49,12 +58,19 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return (gradients[0], grad, *gradients[1:5], *norm, None)
 
 
+SCHEMA = (
+    "(Tensor x, Tensor shortcut, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, "
+    "Tensor? norm_weight, Tensor? norm_bias, float eps) -> (Tensor, Tensor)"
+)
+BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor statistics, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, "
+    "Tensor du2_bias, Tensor? norm_weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
 define(
     "cca_norm",
-    "(Tensor x, Tensor shortcut, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, "
-    "Tensor? norm_weight, Tensor? norm_bias, float eps) -> (Tensor, Tensor)",
-    "(Tensor grad, Tensor x, Tensor statistics, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, "
-    "Tensor du2_bias, Tensor? norm_weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -67,6 +83,7 @@ define_over(
     "Tensor? norm_weight, Tensor? norm_bias, float eps) -> ()",
 )
 register_triton("cca_norm")
+register_cuda("cca_norm", SCHEMA, BACKWARD_SCHEMA)
 
 
 def cca_norm(
@@ -118,7 +135,11 @@ def cca_norm(
         _checks.weight("cca_norm", x, norm_bias, "norm_bias", (c,))
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
-    if mixed or select("cca_norm", x) == "reference":
+    backend = "reference" if mixed else select("cca_norm", x)
+    if backend == "cuda" and (c > CUDA_MAX_CHANNELS or r > CUDA_MAX_HIDDEN):
+        reason = f"{c} channels, {r} inside, exceed {CUDA_MAX_CHANNELS} and {CUDA_MAX_HIDDEN}"
+        backend = reference_because("cca_norm", reason)
+    if backend == "reference":
         return reference.cca_norm(x, shortcut, *parameters, eps=eps)
     if not (overwrite and may_overwrite("cca_norm", x, shortcut, *parameters)):
         return torch.ops.fastsr.cca_norm(x, shortcut, *parameters, eps)[0]

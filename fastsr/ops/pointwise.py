@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Activation
+
+CUDA_MAX_INPUTS = 16  # csrc/cuda/pointwise.h
 
 
 def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
@@ -44,11 +46,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Ten
     return (*gradients, d_shortcut if ctx.activation else grad, None)
 
 
+SCHEMA = "(Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) -> Tensor"
+BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) "
+    "-> (Tensor[], Tensor, Tensor, Tensor)"
+)
+
 define(
     "pointwise",
-    "(Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) -> Tensor",
-    "(Tensor grad, Tensor[] inputs, Tensor weight, Tensor bias, Tensor? shortcut, int activation) "
-    "-> (Tensor[], Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -56,6 +63,7 @@ define(
 )
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
+register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA)
 
 
 def may_free_early(x: Tensor) -> bool:
@@ -108,6 +116,10 @@ def pointwise(
     if shortcut is not None:
         _checks.shortcut("pointwise", first, shortcut, (first.shape[0], weight.shape[0], *first.shape[2:]))
     mixed = any(x.dtype != first.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
-    if mixed or select("pointwise", first) == "reference":
+    backend = "reference" if mixed else select("pointwise", first)
+    if backend == "cuda" and len(inputs) > CUDA_MAX_INPUTS:
+        reason = f"{len(inputs)} inputs exceed {CUDA_MAX_INPUTS}"
+        backend = reference_because("pointwise", reason)
+    if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
     return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, _checks.ACTIVATIONS.index(activation))

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,24 +74,38 @@ class AlkCall(ctypes.Structure):
     )
 
 
-def run(library: ctypes.CDLL, name: str, call: Any) -> None:
-    """Call a launcher, with the workspace that it asks for, if it does."""
-    if hasattr(library, f"{name}_workspace"):
-        size = getattr(library, f"{name}_workspace")
-        size.restype = ctypes.c_int64
-        workspace = torch.full((size(ctypes.byref(call)),), POISON, dtype=torch.uint8)
-        call.workspace = workspace.data_ptr()
-    function = getattr(library, name)
-    function.restype = ctypes.c_char_p
-    error = function(ctypes.byref(call), ctypes.c_uint(seed))
-    assert error is None, error.decode()
+def poisoned(x: Tensor) -> Tensor:
+    return x.fill_(torch.nan)
 
 
-class Simulator:
-    """The launchers of alk.cpp, called with tensors."""
+class Library:
+    """The launchers of one source file, built at the first call."""
 
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @cached_property
+    def library(self) -> ctypes.CDLL:
+        return ctypes.CDLL(str(build(HERE / f"{self.name}.cpp", "-O2")))
+
+    def run(self, name: str, call: Any) -> None:
+        """Call launcher `name`, with a poisoned workspace if it asks for one."""
+        if hasattr(self.library, f"{name}_workspace"):
+            size = getattr(self.library, f"{name}_workspace")
+            size.restype = ctypes.c_int64
+            workspace = torch.full((size(ctypes.byref(call)) + 16,), POISON, dtype=torch.uint8)
+            call.workspace = (workspace.data_ptr() + 15) // 16 * 16
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        error = function(ctypes.byref(call), ctypes.c_uint(seed))
+        assert error is None, error.decode()
+
+
+class Simulator(Library):
+    """alk_conv and alk_stage, called with tensors."""
+
+    def __init__(self) -> None:
+        super().__init__("alk")
 
     def _call(self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int) -> AlkCall:
         pw, lora1 = parameters[2], parameters[3]
@@ -113,7 +128,7 @@ class Simulator:
         for output in (y, distilled):
             output.fill_(torch.nan)
         call.y, call.distilled = View.of(y), View.of(distilled)
-        run(self.library, "sim_alk_forward", call)
+        self.run("sim_alk_forward", call)
         return distilled, y
 
     def backward(
@@ -134,7 +149,7 @@ class Simulator:
         call.y, call.dx = View.of(grad), View.of(dx)
         if grad_distilled is not None:
             call.distilled = View.of(grad_distilled)
-        run(self.library, "sim_alk_backward", call)
+        self.run("sim_alk_backward", call)
         return (dx, *(g for g in gradients if g is not None))
 
 
@@ -163,8 +178,14 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import simulated_conv3x3  # which imports this module, as the next does
-    import simulated_conv_mix
+    import sim_cca_norm  # which import this module
+    import sim_conv3x3
+    import sim_conv_mix
+    import sim_pointwise
+
+    simulated = operators(Simulator())
+    for module in (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_pointwise):
+        simulated |= module.operators()
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -177,10 +198,8 @@ def kernels_on_cpu() -> Iterator[None]:
     devices, missing = _cuda.DEVICES, _cuda.missing
     try:
         _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
-        implementations = operators(Simulator(build(HERE / "alk.cpp", "-O2")))
-        implementations |= simulated_conv3x3.operators() | simulated_conv_mix.operators()
-        for name, implementation in implementations.items():
-            library.impl(name, only_when_forced(name, implementation), "CPU", allow_override=True)
+        for name, run in simulated.items():
+            library.impl(name, only_when_forced(name, run), "CPU", allow_override=True)
         yield
     finally:
         _cuda.DEVICES, _cuda.missing = devices, missing

@@ -6,13 +6,14 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import simulator
 import torch
-from simulator import DTYPES, View
+from simulator import DTYPES, Library, View
 from torch import Tensor
 
 from fastsr import _gelu
 from fastsr.ops._define import empty_map
+
+LIBRARY = Library("conv3x3")
 
 
 class Conv3x3Call(ctypes.Structure):
@@ -36,7 +37,6 @@ def _call(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, activation: int) -
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    library = ctypes.CDLL(str(simulator.build(simulator.HERE / "conv3x3.cpp", "-O2")))
 
     def conv3x3_gelu(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
         y = empty_map(x, weight.shape[0]).fill_(torch.nan)
@@ -44,7 +44,7 @@ def operators() -> dict[str, Callable[..., Any]]:
         call = _call(x, y, weight, bias, activation)
         if shortcut is not None:
             call.shortcut = View.of(shortcut)
-        simulator.run(library, "sim_conv3x3_forward", call)
+        LIBRARY.run("sim_conv3x3_forward", call)
         return y
 
     def conv3x3_gelu_backward(
@@ -57,7 +57,7 @@ def operators() -> dict[str, Callable[..., Any]]:
         if needs_dx:
             call.dx = View.of(dx)
         call.d_weight, call.d_bias = d_weight.data_ptr(), d_bias.data_ptr()
-        simulator.run(library, "sim_conv3x3_backward", call)
+        LIBRARY.run("sim_conv3x3_backward", call)
         return dx, d_weight, d_bias
 
     return {f.__name__: f for f in (conv3x3_gelu, conv3x3_gelu_backward)}

@@ -6,13 +6,14 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import simulator
 import torch
-from simulator import DTYPES, View
+from simulator import DTYPES, Library, View
 from torch import Tensor
 
 from fastsr import _gelu
 from fastsr.ops._define import empty_map
+
+LIBRARY = Library("conv_mix")
 
 
 class ConvMixCall(ctypes.Structure):
@@ -43,13 +44,12 @@ def _call(x: Tensor, shortcut: Tensor, y: Tensor, parameters: Sequence[Tensor | 
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    library = ctypes.CDLL(str(simulator.build(simulator.HERE / "conv_mix.cpp", "-O2")))
 
     def conv_mix(x: Tensor, shortcut: Tensor, *rest: Any) -> Tensor:
         *given, activation = rest
         parameters = [None if p is None else p.contiguous() for p in given]
         y = empty_map(x, given[4].shape[0]).fill_(torch.nan)
-        simulator.run(library, "sim_conv_mix_forward", _call(x, shortcut, y, parameters, activation))
+        LIBRARY.run("sim_conv_mix_forward", _call(x, shortcut, y, parameters, activation))
         return y
 
     def conv_mix_backward(grad: Tensor, x: Tensor, shortcut: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -60,7 +60,7 @@ def operators() -> dict[str, Callable[..., Any]]:
         gradients = [None if p is None else torch.full_like(p, torch.nan) for p in parameters]
         call.gradients = _pointers(gradients)
         call.dx, call.d_shortcut = View.of(dx), View.of(d_shortcut)
-        simulator.run(library, "sim_conv_mix_backward", call)
+        LIBRARY.run("sim_conv_mix_backward", call)
         return (dx, d_shortcut, *(x.new_empty(0) if g is None else g for g in gradients))
 
     return {f.__name__: f for f in (conv_mix, conv_mix_backward)}

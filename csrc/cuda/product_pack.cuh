@@ -1,0 +1,38 @@
+// The order in which product.cuh reads weights.
+#pragma once
+
+#include "product.cuh"
+
+namespace fastsr::cuda {
+
+// Channels that lie on 16 bytes in float16.
+__host__ __device__ constexpr int padded_to_eight(int channels) { return (channels + 7) / 8 * 8; }
+
+template <class T>
+__device__ __forceinline__ uint32_t as_word(float low, float high) {
+  if constexpr (sizeof(T) == 4)
+    return __float_as_uint(low);
+  else
+    return pack2<T>(low, high);
+}
+
+// Word `i` of a product's weights [outputs][inputs], given by `weight(output, input)` that is 0 outside.
+template <class T, class Weight>
+__device__ __forceinline__ uint32_t product_word(int64_t i, int inputs, Weight weight) {
+  const int chunks = blocks_of(inputs);
+  if constexpr (sizeof(T) == 4) {
+    const int64_t row = i / 8;
+    return as_word<T>(weight(static_cast<int>(row / (chunks * kBlock)) * 8 + static_cast<int>(i % 8),
+                             static_cast<int>(row % (chunks * kBlock))),
+                      0.f);
+  } else {
+    const int word = i % 4, lane = i / 4 % 32, half = i / 128 % 2, step = i / 256 % 2;
+    const int chunk = i / 512 % chunks, block = static_cast<int>(i / 512 / chunks);
+    const int g = lane / 4, t = lane % 4, m = 2 * half + word / 2;
+    const int output = kBlock * block + g / 2 * 8 + 2 * m + g % 2;
+    const int input = kBlock * chunk + 8 * t + 4 * step + word % 2 * 2;
+    return as_word<T>(weight(output, input), weight(output, input + 1));
+  }
+}
+
+}  // namespace fastsr::cuda

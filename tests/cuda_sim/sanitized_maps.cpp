@@ -1,0 +1,77 @@
+// A program for AddressSanitizer, as sanitized.cpp: the operators around the ALK stage.
+#include "cca_norm_backward.cu"
+#include "cca_norm_forward.cu"
+#include "pointwise_backward.cu"
+#include "pointwise_forward.cu"
+
+using namespace fastsr::cuda;
+
+namespace {
+
+constexpr int64_t kN = 2, kH = 9, kW = 18;
+
+// Memory of exactly the size that was asked for.
+struct Memory {
+  int64_t dtype;
+  std::vector<void*> allocated;
+
+  explicit Memory(int64_t d) : dtype(d) {}
+  ~Memory() {
+    for (void* m : allocated) std::free(m);
+  }
+  void* bytes(int64_t size) {
+    void* m = nullptr;
+    if (posix_memalign(&m, 16, size)) std::exit(3);
+    std::memset(m, 0, size);
+    allocated.push_back(m);
+    return m;
+  }
+  void* elements(int64_t count) { return bytes(count * (dtype == kFloat32 ? 4 : 2)); }
+  TensorView map(int64_t c, int64_t more_rows = 0) {
+    return {elements(kN * c * kH * kW), {kN, c, kH + more_rows, kW}, {kH * kW * c, 1, kW * c, c}};
+  }
+};
+
+template <class Call>
+void run(Memory& m, Call& call, int64_t size, cudaError_t (*function)(const Call&, cudaStream_t)) {
+  call.workspace = m.bytes(size);
+  if (const char* error = function(call, nullptr)) std::puts(error), std::exit(2);
+}
+
+void pointwise(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t k = 40, channels[2] = {32, 20};
+  Memory m(dtype);
+  PointwiseCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.inputs = 2, call.activation = kGelu;
+  call.weight = m.elements(k * 52), call.bias = m.elements(k);
+  call.d_weight = m.elements(k * 52), call.d_bias = m.elements(k);
+  for (int i = 0; i < 2; ++i) call.x[i] = m.map(channels[i], more_rows), call.dx[i] = m.map(channels[i], more_rows);
+  call.y = m.map(k, more_rows), call.shortcut = m.map(k, more_rows);
+  run(m, call, pointwise_forward_workspace(call), pointwise_forward);
+  run(m, call, pointwise_backward_workspace(call), pointwise_backward);
+}
+
+void cca_norm(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t c = 20, r = 3, sizes[6] = {r * c, r, c * r, c, c, c};
+  Memory m(dtype);
+  CcaCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.hidden = r, call.eps = 1e-5;
+  for (int i = 0; i < 6; ++i) call.parameters[i] = m.elements(sizes[i]), call.gradients[i] = m.elements(sizes[i]);
+  call.x = m.map(c, more_rows), call.shortcut = m.map(c, more_rows);
+  call.y = m.map(c, more_rows), call.dx = m.map(c, more_rows);
+  call.statistics = static_cast<double*>(m.bytes(kN * 2 * c * 8));
+  run(m, call, cca_norm_forward_workspace(call), cca_norm_forward);
+  run(m, call, cca_norm_backward_workspace(call), cca_norm_backward);
+}
+
+}  // namespace
+
+int main(int count, char**) {
+  for (const int64_t dtype : {kFloat32, kFloat16}) {
+    pointwise(dtype, count > 1);
+    cca_norm(dtype, count > 1);
+  }
+  std::puts("clean");
+}
