@@ -52,7 +52,7 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
         if select(op, first) == "cuda":
-            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, _gelu.ACCURACIES.index(_gelu.current_gelu()))
+            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, _gelu.code())
         return run_triton(*args)
 
     run.__name__ = name

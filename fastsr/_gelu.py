@@ -53,3 +53,8 @@ def current_gelu() -> str:
     if _accuracy not in ACCURACIES:
         raise InputError(f"FASTSR_GELU is {_accuracy!r}; accepted are {', '.join(ACCURACIES)}")
     return _accuracy
+
+
+def code() -> int:
+    """The accuracy in force as the compiled kernels number it."""
+    return ACCURACIES.index(current_gelu())

@@ -23,10 +23,14 @@ struct AlkCall {
   TensorView dx;               // backward only, as are the gradients
   void* gradients[11];         // contiguous, in the parameters' dtype
   void* workspace;             // of `workspace_bytes`, on 16 bytes
+  const void* packed;          // what `alk_pack` wrote, or null: then the forward packs into its workspace
 };
 
 constexpr int64_t kMaxTaps = 33, kMaxChannelsOut = 128;
 
+// The parameters in the order in which the forward reads them. Of x only the dtype and size[1], its channels, matter.
+int64_t alk_packed_bytes(const AlkCall& call);
+cudaError_t alk_pack(const AlkCall& call, void* to, cudaStream_t stream);
 int64_t alk_forward_workspace(const AlkCall& call);
 int64_t alk_backward_workspace(const AlkCall& call);
 cudaError_t alk_forward(const AlkCall& call, cudaStream_t stream);

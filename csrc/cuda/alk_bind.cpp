@@ -1,5 +1,6 @@
 // fastsr::_cuda_alk_conv, _cuda_alk_stage and their backwards: checks, outputs, workspace, launch.
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "../alk_checks.h"
@@ -47,14 +48,18 @@ class Parameters {
   std::vector<Tensor> used_;
 };
 
+void check_limits(const char* op, int64_t k, int64_t accuracy) {
+  STD_TORCH_CHECK(accuracy >= 0 && accuracy <= 2, op, ": accuracy is ", accuracy, "; pass 0, 1 or 2");
+  STD_TORCH_CHECK(k <= kMaxChannelsOut, op, ": pw_weight gives ", k, " channels; pass at most ", kMaxChannelsOut);
+}
+
 AlkCall call_of(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor* d_weight,
                 const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy) {
   check_alk_weights(op, x, w, kMaxTaps);
   if (d_weight) check_distil(op, x.size(1), w, *d_weight, *d_bias);
   check_activation(op, activation);
-  STD_TORCH_CHECK(accuracy >= 0 && accuracy <= 2, op, ": accuracy is ", accuracy, "; pass 0, 1 or 2");
   const int64_t k = w.pw_weight.size(0);
-  STD_TORCH_CHECK(k <= kMaxChannelsOut, op, ": pw_weight gives ", k, " channels; pass at most ", kMaxChannelsOut);
+  check_limits(op, k, accuracy);
   STD_TORCH_CHECK(x.size(2) * x.size(3) < INT32_MAX, op, ": an image has 2^31 pixels or more; cut it into tiles");
   AlkCall call{};
   call.dtype = dtype_code(x.scalar_type());
@@ -84,6 +89,81 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Tensor& x, const AlkWei
   call.workspace = memory.mutable_data_ptr();
   check_launch(op, alk_forward(call, current_stream(x)));
   return {distilled, y};
+}
+
+// Weights for maps of their own dtype.
+Tensor alk_conv_pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor& l2w, const Tensor& l2b,
+                     const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb,
+                     const std::optional<Tensor>& d_weight, const std::optional<Tensor>& d_bias) {
+  constexpr const char* kOp = "alk_conv_pack";
+  const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
+  const Tensor *dw = d_weight ? &*d_weight : nullptr, *db = d_bias ? &*d_bias : nullptr;
+  STD_TORCH_CHECK((dw == nullptr) == (db == nullptr), kOp, ": only one of d_weight and d_bias is given; pass both");
+  STD_TORCH_CHECK(pw.dim() == 4, kOp, ": pw_weight has ", pw.dim(), " dimensions; pass [K, C, 1, 1]");
+  check_alk_weights(kOp, pw.size(1), w, kMaxTaps);
+  if (dw) check_distil(kOp, pw.size(1), w, *dw, *db);
+  check_limits(kOp, pw.size(0), 0);
+  check_kernel_dtype(kOp, pw);
+  AlkCall call{};
+  call.dtype = dtype_code(pw.scalar_type());
+  call.k = pw.size(0);
+  call.d = dw ? dw->size(0) : 0;
+  call.taps = l1w.size(2);
+  call.x.size[1] = pw.size(1);
+  const DeviceGuard guard(pw.get_device_index());
+  const Parameters parameters(kOp, pw, w, dw, db);
+  parameters.fill(call);
+  Tensor packed = workspace(pw, alk_packed_bytes(call));
+  check_launch(kOp, alk_pack(call, packed.mutable_data_ptr(), current_stream(pw)));
+  return packed;
+}
+
+// (distilled, y) with `d` distilled channels, y itself if 0.
+std::tuple<Tensor, Tensor> forward_packed(const char* op, const Tensor& x, const Tensor& packed, int64_t k, int64_t d,
+                                          int64_t taps, double eps, int64_t activation, int64_t accuracy) {
+  check_feature_map(op, x, "x");
+  check_kernel_dtype(op, x);
+  check_activation(op, activation);
+  check_limits(op, k, accuracy);
+  STD_TORCH_CHECK(k > 0 && d >= 0 && taps % 2 == 1 && taps <= kMaxTaps, op, ": ", k, " channels out, ", d,
+                  " distilled and ", taps, " taps; pass what packed was made for");
+  STD_TORCH_CHECK(x.size(2) * x.size(3) < INT32_MAX, op, ": an image has 2^31 pixels or more; cut it into tiles");
+  check_on_device(op, x, packed, "packed");
+  AlkCall call{};
+  call.dtype = dtype_code(x.scalar_type());
+  call.k = k;
+  call.d = d;
+  call.taps = taps;
+  call.activation = activation;
+  call.residual = d > 0;
+  call.accuracy = accuracy;
+  call.eps = eps;
+  call.x = view_of<TensorView>(x);
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
+                      packed.numel() == alk_packed_bytes(call),
+                  op, ": packed are no weights from ", x.size(1), " to ", k, " channels of ", taps,
+                  " taps for this dtype; pass what alk_conv_pack returned");
+  call.packed = packed.const_data_ptr();
+  const DeviceGuard guard(x.get_device_index());
+  Tensor y = empty_map(x, k), distilled = d > 0 ? empty_map(x, d) : y;
+  if (x.size(0) * x.size(2) * x.size(3) == 0) return {distilled, y};
+  call.y = view_of<TensorView>(y);
+  call.distilled = view_of<TensorView>(distilled);
+  check_launch(op, alk_forward(call, current_stream(x)));
+  return {distilled, y};
+}
+
+Tensor alk_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels, int64_t taps, double eps,
+                       int64_t activation, int64_t accuracy) {
+  return std::get<1>(forward_packed("alk_conv_packed", x, packed, channels, 0, taps, eps, activation, accuracy));
+}
+
+std::tuple<Tensor, Tensor> alk_stage_packed(const Tensor& x, const Tensor& packed, int64_t distilled, int64_t taps,
+                                            double eps, int64_t accuracy) {
+  constexpr const char* kOp = "alk_stage_packed";
+  STD_TORCH_CHECK(x.dim() == 4 && distilled > 0, kOp, ": x has ", x.dim(), " dimensions and ", distilled,
+                  " channels are distilled; pass [N, C, H, W] and a positive number");
+  return forward_packed(kOp, x, packed, x.size(1), distilled, taps, eps, 1, accuracy);
 }
 
 struct Gradients {
@@ -156,6 +236,9 @@ alk_stage_backward(const Tensor& grad_distilled, const Tensor& grad, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CUDA, m) {
   m.impl("_cuda_alk_conv", TORCH_BOX(&fastsr::cuda::alk_conv));
   m.impl("_cuda_alk_stage", TORCH_BOX(&fastsr::cuda::alk_stage));
+  m.impl("alk_conv_pack", TORCH_BOX(&fastsr::cuda::alk_conv_pack));
+  m.impl("_cuda_alk_conv_packed", TORCH_BOX(&fastsr::cuda::alk_conv_packed));
+  m.impl("_cuda_alk_stage_packed", TORCH_BOX(&fastsr::cuda::alk_stage_packed));
   m.impl("_cuda_alk_conv_backward", TORCH_BOX(&fastsr::cuda::alk_conv_backward));
   m.impl("_cuda_alk_stage_backward", TORCH_BOX(&fastsr::cuda::alk_stage_backward));
 }

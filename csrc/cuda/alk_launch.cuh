@@ -113,8 +113,11 @@ extern template cudaError_t start_alk_forward(const AlkForward<BFloat16>&, int64
 template <class T>
 cudaError_t alk_forward_as(const AlkCall& call, cudaStream_t stream) {
   AlkPack<T> packed = alk_pack_of<T>(call, false);
-  const cudaError_t error = pack_alk(packed, call.workspace, stream);
-  if (error != cudaSuccess) return error;
+  packed.to = static_cast<uint32_t*>(const_cast<void*>(call.packed));
+  if (!call.packed) {
+    const cudaError_t error = pack_alk(packed, call.workspace, stream);
+    if (error != cudaSuccess) return error;
+  }
   AlkForward<T> a = alk_forward_of(call, packed);
   a.y = map_of<T>(call.y);
   if (call.d > 0) a.distilled = map_of<T>(call.distilled);

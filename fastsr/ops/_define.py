@@ -69,22 +69,26 @@ def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dic
         define_inference(name, schema, fakes[name])
 
 
-def can_pack(op: str, weight: Tensor) -> bool:
-    """Whether the CPU kernel of `op` would run with this weight, whatever the dtype of the maps."""
-    return can_run(op, "cpu", weight) is None
+def can_pack(op: str, weight: Tensor, backend: str = "cpu") -> bool:
+    """Whether the kernel of `op` in `backend` would run with this weight."""
+    return can_run(op, backend, weight) is None
 
 
-def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *others: Tensor) -> bool:
-    """Whether a call can use packed weights instead of `first` and `others`.
+def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *others: Tensor) -> str | None:
+    """The backend for which `packed` was made, if a call can use it instead of `first` and `others`, or None.
 
-    The CPU kernel must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1] is left
-    to the usual checks.
+    That backend must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1] is left to
+    the usual checks. Weights for "cpu" are float32 and for maps of any dtype, those for "cuda" bytes and for maps of
+    the weights' dtype.
     """
-    if packed is None or x.shape[1] != first.shape[1]:
-        return False
+    if packed is None or x.shape[1] != first.shape[1] or packed.device != x.device:
+        return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, first, *others)):
-        return False
-    return select(op, x) == "cpu"
+        return None
+    backend = "cpu" if packed.dtype == torch.float32 else "cuda"
+    if backend == "cuda" and x.dtype != first.dtype:
+        return None
+    return backend if select(op, x) == backend else None
 
 
 def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr import _cuda, _gelu, reference
+from fastsr._dispatch import current_backend, reference_because, select
+from fastsr._native import LIB
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
@@ -106,6 +107,7 @@ define(
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
 register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+_PACKED = "Tensor x, Tensor packed"
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
@@ -120,16 +122,32 @@ define_packed(
 )
 
 
+_cuda.define("alk_conv_packed", f"({_PACKED}, int channels, int taps, float eps, int activation) -> Tensor")
+_cuda.define("alk_stage_packed", f"({_PACKED}, int distilled, int taps, float eps) -> (Tensor, Tensor)")
+torch.library.register_fake(
+    "fastsr::_cuda_alk_conv_packed", lambda x, packed, channels, *rest: empty_map(x, channels), lib=LIB
+)
+torch.library.register_fake(
+    "fastsr::_cuda_alk_stage_packed",
+    lambda x, packed, distilled, *rest: (empty_map(x, distilled), empty_map(x, x.shape[1])),
+    lib=LIB,
+)
+
+
 def pack_alk_conv(
     weights: ALKConvWeights, d_weight: Tensor | None = None, d_bias: Tensor | None = None
 ) -> Tensor | None:
-    """Weights in the order in which the CPU kernel reads them, for `packed` of `alk_conv`, or of `alk_stage` with d's.
+    """Weights in the order in which a kernel reads them, for `packed` of `alk_conv`, or of `alk_stage` with d's.
 
     Returns:
-        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
-        these weights. It is a copy: later changes of the weights do not reach it.
+        A vector for this machine's instruction set and for maps of any dtype, on a GPU bytes for maps of the weights'
+        dtype, or None where no kernel can take these weights. It is a copy: later changes of the weights do not reach
+        it.
     """
-    if not can_pack("alk_conv", weights.pw_weight) or weights.lora1_weight.shape[2] > MAX_TAPS["cpu"]:
+    order = ("cuda", "cpu") if current_backend() == "cuda" else ("cpu", "cuda")
+    backend = next((name for name in order if can_pack("alk_conv", weights.pw_weight, name)), None)
+    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    if backend is None or taps > MAX_TAPS[backend] or channels > MAX_CHANNELS.get(backend, channels):
         return None
     with torch.no_grad():
         return torch.ops.fastsr.alk_conv_pack(*weights, d_weight, d_bias)
@@ -152,7 +170,7 @@ def alk_conv(
         weights: ALKConvWeights for C channels in and K out; the kernel k may be any odd number.
         eps: of the pixel norm.
         activation: behind the norm: "none", "gelu" or "leaky_relu".
-        packed: what `pack_alk_conv` made of `weights`; used where the CPU kernel runs without autograd.
+        packed: what `pack_alk_conv` made of `weights`; used where its kernel runs without autograd.
 
     Returns:
         [N, K, H, W] in the dtype of `x`. Sums and statistics are taken in float32 (float64 for float64).
@@ -163,9 +181,12 @@ def alk_conv(
     """
     _checks.feature_map("alk_conv", x)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
-    if takes_packed("alk_conv", packed, x, *weights):
+    if backend := takes_packed("alk_conv", packed, x, *weights):
         channels, code = weights.pw_weight.shape[0], _checks.ACTIVATIONS.index(activation)
-        return torch.ops.fastsr.alk_conv_packed(x, packed, channels, eps, code)
+        if backend == "cpu":
+            return torch.ops.fastsr.alk_conv_packed(x, packed, channels, eps, code)
+        taps = weights.lora1_weight.shape[2]
+        return torch.ops.fastsr._cuda_alk_conv_packed(x, packed, channels, taps, eps, code, _gelu.code())
     check_weights("alk_conv", x, weights)
     if runs_on_reference("alk_conv", x, weights):
         return reference.alk_conv(x, weights, eps=eps, activation=activation)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import reference
+from fastsr import _gelu, reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
@@ -70,7 +70,7 @@ def alk_stage(
         d_weight, d_bias: the distilling 1x1, [D, C, 1, 1] and [D].
         weights: ALKConvWeights for C channels in and out.
         eps: of the pixel norm.
-        packed: what `pack_alk_conv` made of all weights; used where the CPU kernel runs without autograd.
+        packed: what `pack_alk_conv` made of all weights; used where its kernel runs without autograd.
 
     Returns:
         The distilled GELU(d(x)) [N, D, H, W] and the refined GELU(alk_conv(x) + x) [N, C, H, W], in the dtype of `x`.
@@ -80,8 +80,11 @@ def alk_stage(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_stage", x)
-    if takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
-        return torch.ops.fastsr.alk_stage_packed(x, packed, d_weight.shape[0], eps)
+    if backend := takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
+        distilled, taps = d_weight.shape[0], weights.lora1_weight.shape[2]
+        if backend == "cpu":
+            return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, eps)
+        return torch.ops.fastsr._cuda_alk_stage_packed(x, packed, distilled, taps, eps, _gelu.code())
     check_weights("alk_stage", x, weights)
     if weights.pw_weight.shape[0] != x.shape[1]:
         raise InputError(

@@ -36,7 +36,7 @@ def _call(x: Tensor, shortcut: Tensor, y: Tensor, parameters: Sequence[Tensor | 
     pw = parameters[2]
     assert pw is not None
     call = ConvMixCall(DTYPES.index(x.dtype), DTYPES.index(pw.dtype), activation)
-    call.accuracy = _gelu.ACCURACIES.index(_gelu.current_gelu())
+    call.accuracy = _gelu.code()
     call.parameters = _pointers(parameters)
     call.x, call.shortcut, call.y = View.of(x), View.of(shortcut), View.of(y)
     return call

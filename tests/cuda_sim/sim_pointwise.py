@@ -40,7 +40,7 @@ def call_of(
 ) -> PointwiseCall:
     call = PointwiseCall(dtype=DTYPES.index(inputs[0].dtype), parameter_dtype=DTYPES.index(weight.dtype))
     call.inputs, call.activation = len(inputs), activation
-    call.accuracy = _gelu.ACCURACIES.index(_gelu.current_gelu())
+    call.accuracy = _gelu.code()
     call.weight, call.bias = weight.data_ptr(), bias.data_ptr()
     call.x = views(inputs)
     if shortcut is not None:

@@ -70,7 +70,7 @@ class AlkCall(ctypes.Structure):
         ("parameters", ctypes.c_void_p * 11),
         *((name, View) for name in ("x", "y", "distilled", "dx")),
         ("gradients", ctypes.c_void_p * 11),
-        ("workspace", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("workspace", "packed")),
     )
 
 
@@ -113,17 +113,38 @@ class Simulator(Library):
         call = AlkCall(dtype=DTYPES.index(x.dtype), parameter_dtype=DTYPES.index(pw.dtype), k=pw.shape[0], eps=eps)
         call.d = 0 if parameters[0] is None else parameters[0].shape[0]
         call.taps, call.activation, call.residual = lora1.shape[2], activation, int(parameters[0] is not None)
-        call.accuracy = _gelu.ACCURACIES.index(_gelu.current_gelu())
+        call.accuracy = _gelu.code()
         call.parameters = (ctypes.c_void_p * 11)(*(None if p is None else p.data_ptr() for p in parameters))
         call.x = View.of(x)
         return call
+
+    def pack(self, parameters: Sequence[Tensor | None]) -> Tensor:
+        """As `alk_conv_pack`."""
+        pw = parameters[2]
+        assert pw is not None
+        call = self._call(pw.new_empty(0, pw.shape[1], 1, 1), parameters, 0.0, 0)
+        self.library.sim_alk_packed_bytes.restype = ctypes.c_int64
+        packed = torch.full((self.library.sim_alk_packed_bytes(ctypes.byref(call)),), POISON, dtype=torch.uint8)
+        call.workspace = packed.data_ptr()
+        self.run("sim_alk_pack", call)
+        return packed
+
+    def forward_packed(
+        self, x: Tensor, packed: Tensor, k: int, d: int, taps: int, eps: float, activation: int
+    ) -> tuple[Tensor, Tensor]:
+        """(distilled, y), from what `pack` returned."""
+        call = AlkCall(DTYPES.index(x.dtype), 0, k, d, taps, activation, int(d > 0), _gelu.code(), eps)
+        call.x, call.packed = View.of(x), packed.data_ptr()
+        return self._forward(x, call)
 
     def forward(
         self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int
     ) -> tuple[Tensor, Tensor]:
         """(distilled, y)"""
         parameters = [None if p is None else p.contiguous() for p in parameters]
-        call = self._call(x, parameters, eps, activation)
+        return self._forward(x, self._call(x, parameters, eps, activation))
+
+    def _forward(self, x: Tensor, call: AlkCall) -> tuple[Tensor, Tensor]:
         y, distilled = empty_map(x, call.k), empty_map(x, call.d)
         for output in (y, distilled):
             output.fill_(torch.nan)
@@ -172,7 +193,20 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
         *parameters, eps = rest
         return simulator.backward(grad, grad_distilled, x, parameters, eps, 1)
 
-    return {f.__name__: f for f in (alk_conv, alk_stage, alk_conv_backward, alk_stage_backward)}
+    def alk_conv_pack(*given: Any) -> Tensor:
+        *weights, d_weight, d_bias = (None if p is None else p.contiguous() for p in given)
+        return simulator.pack([d_weight, d_bias, *weights])
+
+    def _cuda_alk_conv_packed(x: Tensor, packed: Tensor, k: int, taps: int, eps: float, code: int, _: int) -> Tensor:
+        return simulator.forward_packed(x, packed, k, 0, taps, eps, code)[1]
+
+    def _cuda_alk_stage_packed(
+        x: Tensor, packed: Tensor, d: int, taps: int, eps: float, _: int
+    ) -> tuple[Tensor, Tensor]:
+        return simulator.forward_packed(x, packed, x.shape[1], d, taps, eps, 1)
+
+    packing = (alk_conv_pack, _cuda_alk_conv_packed, _cuda_alk_stage_packed)
+    return {f.__name__: f for f in (alk_conv, alk_stage, alk_conv_backward, alk_stage_backward, *packing)}
 
 
 @contextmanager

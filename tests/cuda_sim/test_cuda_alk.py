@@ -191,3 +191,51 @@ def test_opcheck() -> None:
     with fastsr.backend("cuda"):
         torch.library.opcheck(torch.ops.fastsr.alk_stage.default, (*arguments, 1e-6))
         torch.library.opcheck(torch.ops.fastsr.alk_stage_backward.default, (*grads, *tensors, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_weights_give_the_same(dtype: torch.dtype) -> None:
+    with fastsr.backend("cuda"), torch.no_grad():
+        for taps in (9, 13):
+            x, d, b, *rest = (t.to(DEVICE) for t in stage_inputs((1, 40, 17, 18), 20, taps, dtype))
+            w = ops.ALKConvWeights(*rest)
+            packed = ops.pack_alk_conv(w, d, b)
+            assert packed is not None and packed.dtype == torch.uint8
+            for given, expected in zip(
+                ops.alk_stage(x, d, b, w, packed=packed), ops.alk_stage(x, d, b, w), strict=True
+            ):
+                assert torch.equal(given, expected)
+            packed = ops.pack_alk_conv(w)
+            expected = ops.alk_conv(x, w, activation="gelu")
+            assert torch.equal(ops.alk_conv(x, w, activation="gelu", packed=packed), expected)
+
+
+def test_packed_weights_are_left_aside_where_they_do_not_fit() -> None:
+    """Other maps' dtype, autograd, another backend: the call runs on the weights themselves."""
+    x, *rest = (t.to(DEVICE) for t in conv_inputs((1, 12, 9, 8), 12, 5))
+    w = ops.ALKConvWeights(*rest)
+    with fastsr.backend("cuda"):
+        packed = ops.pack_alk_conv(w)
+        assert packed is not None
+        garbage = packed.clone().fill_(255)
+        x.requires_grad_()
+        ops.alk_conv(x, w, packed=garbage).sum().backward()
+        assert x.grad is not None and x.grad.isfinite().all()
+    with fastsr.backend("reference"), torch.no_grad():
+        assert ops.alk_conv(x, w, packed=garbage).isfinite().all()
+    big = ops.ALKConvWeights(*weights(12, 12, 41))
+    with fastsr.backend("cuda"):
+        assert ops.pack_alk_conv(ops.ALKConvWeights(*(t.to(DEVICE) for t in big))) is None
+
+
+def test_the_parts_of_a_network_pack() -> None:
+    block = fastsr.nn.ALKDB(16, lk_size=5, esa_channels=8).to(DEVICE)
+    with fastsr.backend("cuda"), torch.no_grad():
+        for conv_part, distil in ((block.c1_r, block.c1_d), (block.c4, None)):
+            x = kc.feature_map((1, 16, 9, 10), "nhwc").to(DEVICE)
+            found = []
+            for _ in range(2):
+                found.append((conv_part(x),) if distil is None else conv_part.stage(x, distil))
+                conv_part.pack(distil)
+                assert conv_part.packed is not None and conv_part.packed.dtype == torch.uint8
+            assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
