@@ -163,8 +163,9 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import simulated_conv3x3  # which imports this module, as the next does
+    import simulated_conv3x3  # which imports this module, as the others do
     import simulated_conv_mix
+    import simulated_upsample
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -178,7 +179,8 @@ def kernels_on_cpu() -> Iterator[None]:
     try:
         _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
         implementations = operators(Simulator(build(HERE / "alk.cpp", "-O2")))
-        implementations |= simulated_conv3x3.operators() | simulated_conv_mix.operators()
+        for module in (simulated_conv3x3, simulated_conv_mix, simulated_upsample):
+            implementations |= module.operators()
         for name, implementation in implementations.items():
             library.impl(name, only_when_forced(name, implementation), "CPU", allow_override=True)
         yield
