@@ -39,9 +39,9 @@ cudaError_t conv3x3_backward_as(const Conv3x3Call& call, cudaStream_t stream) {
   }
   if (call.dx.data) {
     Conv3x3<T> back = conv3x3_of<T>(call, call.dx);
-    back.x = pixel_map<T>(g);
-    back.weights.outputs = c, back.weights.inputs = k, back.weights.transposed = 1;
-    back.bias.data = nullptr;
+    back.conv.x = pixel_map<T>(g);
+    back.conv.weights.outputs = c, back.conv.weights.inputs = k, back.conv.weights.transposed = 1;
+    back.conv.bias.data = nullptr;
     back.activation = kNone;
     const cudaError_t error = start_conv3x3(back, stream);
     if (error != cudaSuccess) return error;

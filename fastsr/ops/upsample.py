@@ -11,7 +11,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Residual
 
 
@@ -45,11 +45,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, d_lr if wanted else None, None, None)
 
 
+SCHEMA = "(Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual) -> Tensor"
+BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual, bool lr_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
 define(
     "upsample",
-    "(Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual) -> Tensor",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? lr, int scale, int residual, bool lr_gradient) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -57,6 +62,7 @@ define(
 )
 register_cpu("upsample", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("upsample")
+register_cuda("upsample", SCHEMA, BACKWARD_SCHEMA)
 
 
 def upsample(

@@ -16,7 +16,7 @@ import sass
 
 REGISTERS = 65536
 # Kernels of 128 threads; the others have 256.
-SMALL = re.compile(r"(conv3x3|filter_gradient)_kernel<")
+SMALL = re.compile(r"(conv3x3|filter_gradient|upsample)_kernel<")
 # Kernels of which one program per multiprocessor is enough: filters of more than 9 taps, more than 64 channels out.
 LARGE = re.compile(r"<\w+, (32|40|48)\b|norm_backward_kernel<(\w+, 4|float, 2)>")
 

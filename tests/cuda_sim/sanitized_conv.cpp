@@ -1,9 +1,11 @@
-// A program for AddressSanitizer: conv3x3_gelu's and conv_mix's forward and backward on memory of exactly the size they
-// need. With an argument, the image is said to be one row higher than it is, which must be found.
+// A program for AddressSanitizer: forward and backward of conv3x3_gelu, conv_mix and upsample on memory of exactly the
+// size they need. With an argument, the image is said to be one row higher than it is, which must be found.
 #include "conv3x3_backward.cu"
 #include "conv3x3_forward.cu"
 #include "conv_mix_backward.cu"
 #include "conv_mix_forward.cu"
+#include "upsample_backward.cu"
+#include "upsample_forward.cu"
 
 using namespace fastsr::cuda;
 
@@ -24,9 +26,11 @@ struct Memory {
     return m;
   }
   void* elements(int64_t count) { return (*this)(count * bytes); }
-  TensorView map(int64_t channels, int64_t rows = kH) {
-    return {
-        elements(kN * channels * kH * kW), {kN, channels, rows, kW}, {kH * kW * channels, 1, kW * channels, channels}};
+  TensorView map(int64_t channels, int64_t rows = kH, int64_t scale = 1) {
+    const int64_t h = kH * scale, w = kW * scale;
+    return {elements(kN * channels * h * w),
+            {kN, channels, rows * scale, w},
+            {h * w * channels, 1, w * channels, channels}};
   }
   ~Memory() {
     for (void* m : allocated) std::free(m);
@@ -67,12 +71,28 @@ void run_conv_mix(int64_t dtype) {
   check(conv_mix_backward(call, nullptr));
 }
 
+void run_upsample(int64_t dtype) {
+  constexpr int64_t kScale = 3, kOut = 3 * kScale * kScale;
+  Memory memory{dtype == kFloat32 ? 4 : 2, {}};
+  UpsampleCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.scale = kScale, call.residual = kBilinear;
+  call.weight = memory.elements(kOut * kC * 9), call.bias = memory.elements(kOut);
+  call.d_weight = memory.elements(kOut * kC * 9), call.d_bias = memory.elements(kOut);
+  call.x = memory.map(kC), call.dx = memory.map(kC), call.y = memory.map(3, kH, kScale);
+  call.lr = memory.map(3), call.d_lr = memory.map(3);
+  call.workspace = memory(upsample_workspace(call));
+  check(upsample_forward(call, nullptr));
+  check(upsample_backward(call, nullptr));
+}
+
 }  // namespace
 
 int main(int count, char**) {
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     run_conv3x3(dtype, count > 1 ? kH + 1 : kH);
     run_conv_mix(dtype);
+    run_upsample(dtype);
   }
   std::puts("clean");
 }

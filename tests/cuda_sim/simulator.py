@@ -216,9 +216,10 @@ def kernels_on_cpu() -> Iterator[None]:
     import sim_conv3x3
     import sim_conv_mix
     import sim_pointwise
+    import sim_upsample
 
     simulated = operators(Simulator())
-    for module in (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_pointwise):
+    for module in (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_pointwise, sim_upsample):
         simulated |= module.operators()
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,8 +21,8 @@ FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 DTYPES = (FLOAT, HALF, BFLOAT)
 DEVICE = kc.device_of("cuda")
 
-# [N, C, H, W], K, activation, depthwise: the network's widths in several tiles, fewer and more channels out, sides below
-# a tile, one pixel, the ablations.
+# [N, C, H, W], K, activation, depthwise: the network's widths in several tiles, fewer and more channels out, sides
+# below a tile, one pixel, the ablations.
 CASES: tuple[tuple[tuple[int, int, int, int], int, Activation, bool], ...] = (
     ((1, 58, 17, 18), 58, "gelu", True),
     ((2, 50, 9, 7), 50, "leaky_relu", True),
