@@ -178,10 +178,12 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
     import sim_cca_norm
+    import sim_esa
+    import sim_pixel_norm
     import sim_pointwise
 
     simulated = operators(Simulator())
-    for module in (sim_cca_norm, sim_pointwise):
+    for module in (sim_cca_norm, sim_esa, sim_pixel_norm, sim_pointwise):
         simulated |= module.operators()
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
