@@ -131,18 +131,6 @@ __device__ __forceinline__ void cca_dz(float (&grad)[8], float (&xhat)[8], const
   normalise_backward<Lanes>(grad, xhat, r, channels);
 }
 
-// What the backward reads of a pixel; it is asked for a step ahead.
-template <class T>
-struct CcaPair {
-  Eight<T> x = Eight<T>::zeros(), grad = x;
-
-  __device__ __forceinline__ CcaPair(const Cca<T>& a, unsigned image, const PixelWalk& at, unsigned end, int c) {
-    if (at.pixel >= end || c >= a.x.channels) return;
-    x = a.x.load(a.x.at(image, at.y, at.x), c);
-    grad = a.grad.load(a.grad.at(image, at.y, at.x), c);
-  }
-};
-
 template <class T, int Lanes>
 __global__ void __launch_bounds__(kWalkThreads, 2) cca_sums_kernel(const Cca<T> a) {
   constexpr int kSlots = kWalkThreads / Lanes;
@@ -154,13 +142,13 @@ __global__ void __launch_bounds__(kWalkThreads, 2) cca_sums_kernel(const Cca<T> 
   load_channels(a.scale + static_cast<int64_t>(image) * channels, c, channels, scale);
   if (a.gamma.data) load_channels(a.gamma, c, channels, gamma);
   PixelWalk at(first + threadIdx.x / Lanes, kSlots, a.w);
-  CcaPair<T> next(a, image, at, end, c);
+  PixelPair<T> next(a.x, a.grad, image, at, end, c);  // a step ahead
   for (unsigned begin = first; begin < end; begin += kSlots) {
     float v[8], xhat[8], grad[8], dz[8];
     to_floats(next.x, v);
     to_floats(next.grad, grad);
     at.next();
-    next = CcaPair<T>(a, image, at, end, c);
+    next = PixelPair<T>(a.x, a.grad, image, at, end, c);
 #pragma unroll
     for (int i = 0; i < 8; ++i) xhat[i] = v[i] * scale[i], dz[i] = grad[i];
     cca_dz<Lanes>(dz, xhat, gamma, a.gamma.data, c, channels, a.eps);
@@ -192,7 +180,7 @@ __global__ void __launch_bounds__(kWalkThreads, 2) cca_apply_backward_kernel(con
   load_channels(terms + 2 * channels, c, channels, mean);
   if (a.gamma.data) load_channels(a.gamma, c, channels, gamma);
   PixelWalk at(first + threadIdx.x / Lanes, kSlots, a.w);
-  CcaPair<T> next(a, image, at, end, c);
+  PixelPair<T> next(a.x, a.grad, image, at, end, c);  // a step ahead
   for (unsigned begin = first; begin < end; begin += kSlots) {
     const bool inside = at.pixel < end && c < channels;
     const int64_t to = a.dx.at(image, at.y, at.x);
@@ -200,7 +188,7 @@ __global__ void __launch_bounds__(kWalkThreads, 2) cca_apply_backward_kernel(con
     to_floats(next.x, v);
     to_floats(next.grad, dz);
     at.next();
-    next = CcaPair<T>(a, image, at, end, c);
+    next = PixelPair<T>(a.x, a.grad, image, at, end, c);
 #pragma unroll
     for (int i = 0; i < 8; ++i) xhat[i] = v[i] * scale[i];
     cca_dz<Lanes>(dz, xhat, gamma, a.gamma.data, c, channels, a.eps);

@@ -14,8 +14,8 @@ constexpr unsigned kCcaSteps = 8;  // pixels that a thread of a pass that writes
 // Parts that the pixels of an image are divided into: as many CTAs as there are sums, whatever the batch.
 inline unsigned cca_parts(const CcaCall& call) {
   const int64_t pixels = call.x.size[2] * call.x.size[3], least = kWalkThreads / lanes_of(call.x.size[1]);
-  const int64_t wanted = kMaxParts / call.x.size[0], most = (pixels + least - 1) / least;
-  return static_cast<unsigned>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+  const int64_t wanted = parts_of_image(call.x.size[0]), most = (pixels + least - 1) / least;
+  return static_cast<unsigned>(wanted < most ? wanted : most);
 }
 
 // Gradients of the parameters, then three terms per channel.

@@ -73,6 +73,11 @@ inline int sum_parts(int64_t tiles, int64_t blocks) {
   return static_cast<int>(tiles < parts ? tiles : parts);
 }
 
+// The same if each of `images` has rows of its own.
+inline unsigned parts_of_image(int64_t images) {
+  return images < kMaxParts ? static_cast<unsigned>(kMaxParts / images) : 1;
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);

@@ -54,6 +54,19 @@ __device__ __forceinline__ Eight<T> to_eight(const float (&v)[8]) {
   return e;
 }
 
+// What a backward reads of a pixel; zeros from pixel `end` and beyond the channels.
+template <class T>
+struct PixelPair {
+  Eight<T> x = Eight<T>::zeros(), grad = x;
+
+  __device__ __forceinline__ PixelPair(const Map<T>& from_x, const Map<T>& from_grad, unsigned image,
+                                       const PixelWalk& at, unsigned end, int c) {
+    if (at.pixel >= end || c >= from_x.channels) return;
+    x = from_x.load(from_x.at(image, at.y, at.x), c);
+    grad = from_grad.load(from_grad.at(image, at.y, at.x), c);
+  }
+};
+
 // Eight channels of a parameter or of float32 numbers from `c` on; 0 beyond `channels`.
 template <class Vector>
 __device__ __forceinline__ void load_channels(const Vector& from, int c, int channels, float (&v)[8]) {
@@ -101,7 +114,7 @@ __device__ __forceinline__ void normalise_backward(float (&h)[8], const float (&
   for (int i = 0; i < 8; ++i) sum += h[i], slope = fmaf(h[i], xhat[i], slope);
   sum = sum_of_pixel<Lanes>(sum) * share, slope = sum_of_pixel<Lanes>(slope) * share;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) h[i] = r * (h[i] - fmaf(xhat[i], slope, sum));
+  for (int i = 0; i < 8; ++i) h[i] = r * fmaf(-xhat[i], slope, h[i] - sum);
 }
 
 // Sums over all pixels of the CTA, written to to[0 .. channels) by its threads. `memory`: a float per thread and

@@ -14,7 +14,7 @@
 
 namespace fastsr::cuda {
 
-constexpr int kProductThreads = 256, kLanePixels = 2, kProductPixels = 8 * 8 * kLanePixels;
+constexpr int kLanePixels = 2;
 
 // Weight (channel k of out_o, channel c of in_i) is element (first_out[o] + k) out_stride + (first_in[i] + c) in_stride
 // of a parameter.
@@ -69,15 +69,8 @@ struct Products {
 
 template <class T, int Blocks, bool Gradient>
 __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(const Products<T> a) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const unsigned tiles = a.tiles, image = blockIdx.x / tiles;
-  const unsigned first = blockIdx.x % tiles * kProductPixels + warp * 8 * kLanePixels + g;
-  int y[kLanePixels], x[kLanePixels];  // x is negative outside of the image
-#pragma unroll
-  for (int p = 0; p < kLanePixels; ++p) {
-    y[p] = static_cast<int>((first + 8 * p) / a.w);
-    x[p] = first + 8 * p < a.pixels ? static_cast<int>((first + 8 * p) % a.w) : -1;
-  }
+  const int t = threadIdx.x % 4;
+  const LanePixels at(a.tiles, a.pixels, a.w);
   const unsigned char* packed = a.packed;
   const float* bias = a.bias + 8 * t;
   for (int o = 0; o < a.outputs; ++o) {
@@ -94,23 +87,23 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(const Produ
         const Map<T> in = a.in[i];
         int64_t offset[kLanePixels];
 #pragma unroll
-        for (int p = 0; p < kLanePixels; ++p) offset[p] = x[p] >= 0 ? in.at(image, y[p], x[p]) : -1;
+        for (int p = 0; p < kLanePixels; ++p) offset[p] = at.offset(in, p);
         pixel_products<T, true, Blocks>(in, offset, of_map, a.block_bytes, sum);
         of_map += product_block_bytes<T>(in.channels);
       }
 #pragma unroll
       for (int i = 0; i < Blocks * kLanePixels; ++i) {
         const int p = i % kLanePixels, b = i / kLanePixels, c = c0 + b * kBlock + 8 * t;
-        if (x[p] < 0 || c >= out.channels) continue;
+        if (at.x[p] < 0 || c >= out.channels) continue;
         float (&z)[8] = sum[b][p];
         if (a.has_shortcut) {
-          const Eight<T> e = a.shortcut.load(a.shortcut.at(image, y[p], x[p]), c);
+          const Eight<T> e = a.shortcut.load(at.offset(a.shortcut, p), c);
 #pragma unroll
           for (int j = 0; j < 8; ++j) z[j] += j % 2 ? e.pair(j / 2).y : e.pair(j / 2).x;
         }
         Eight<T> e;
         if constexpr (Gradient) {
-          e = a.grad.load(a.grad.at(image, y[p], x[p]), c);
+          e = a.grad.load(at.offset(a.grad, p), c);
 #pragma unroll
           for (int j = 0; j < 4; ++j)
             e.set_pair(j, e.pair(j).x * activation_derivative(z[2 * j], a.activation),
@@ -120,7 +113,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(const Produ
 #pragma unroll
           for (int j = 0; j < 4; ++j) e.set_pair(j, z[2 * j], z[2 * j + 1]);
         }
-        out.store(out.at(image, y[p], x[p]), c, e);
+        out.store(at.offset(out, p), c, e);
       }
     }
   }

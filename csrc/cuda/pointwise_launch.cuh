@@ -66,7 +66,7 @@ cudaError_t start_product(ProductPack pack, void* packed, Products<T>& a, const 
   a.inputs = pack.inputs, a.outputs = pack.outputs;
   a.w = static_cast<unsigned>(like.size[3]);
   a.pixels = static_cast<unsigned>(like.size[2] * like.size[3]);
-  a.tiles = (a.pixels + kProductPixels - 1) / kProductPixels;
+  a.tiles = product_tiles(a.pixels);
   const auto kernel = product_blocks(pack.out_channels, pack.outputs) == 1 ? product_kernel<T, 1, Gradient>
                                                                            : product_kernel<T, 2, Gradient>;
   return launch(kernel, like.size[0] * a.tiles, kProductThreads, 0, stream, a);

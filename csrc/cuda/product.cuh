@@ -41,7 +41,7 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
 #pragma unroll
       for (int p = 0; p < Pixels; ++p) {
         next[p] = Eight<T>::zeros();
-        if (offset[p] >= 0) next[p] = in.load(offset[p], c + 8 * t);
+        if (offset[p] >= 0 && (!Ahead || c + 8 * t < in.channels)) next[p] = in.load(offset[p], c + 8 * t);
       }
     };
     if constexpr (Ahead) fetch(0);
@@ -108,6 +108,75 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
     }
   }
 }
+
+// The same for 32 channels in, from chunk * 32 on, that the lanes hold already: eight of each pixel, from 8 t on. The
+// weights are of `inputs` channels.
+template <class T>
+__device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsigned char* packed, int inputs, int chunk,
+                                             float (&out)[2][8]) {
+  const int lane = threadIdx.x % 32, t = lane % 4;
+  if constexpr (sizeof(T) == 2) {
+    const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 4 * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float d[4] = {out[0][2 * i], out[0][2 * i + 1], out[1][2 * i], out[1][2 * i + 1]};
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint4 b = w[(2 * step + i / 2) * 32];
+        mma_k16<T>(d, a[0].word[2 * step], a[1].word[2 * step], a[0].word[2 * step + 1], a[1].word[2 * step + 1],
+                   i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+      }
+      out[0][2 * i] = d[0], out[0][2 * i + 1] = d[1], out[1][2 * i] = d[2], out[1][2 * i + 1] = d[3];
+    }
+  } else {
+    const int padded = blocks_of(inputs) * kBlock;
+    const float* w = reinterpret_cast<const float*>(packed) + t * padded * 8 + chunk * kBlock * 8;
+#pragma unroll 1
+    for (int from = 0; from < 4; ++from) {
+      float part[2][8] = {};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float4* row = reinterpret_cast<const float4*>(w + (8 * from + i) * 8);
+        const float4 low = row[0], high = row[1];
+        const float of[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const float v = __uint_as_float(__shfl_sync(0xffffffffu, a[p].word[i], lane / 4 * 4 + from));
+#pragma unroll
+          for (int m = 0; m < 8; ++m) part[p][m] = fmaf(v, of[m], part[p][m]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 16; ++i) out[i / 8][i % 8] += part[i / 8][i % 8];
+    }
+  }
+}
+
+constexpr int kProductThreads = 256, kProductPixels = 128;
+
+inline unsigned product_tiles(int64_t pixels) {
+  return static_cast<unsigned>((pixels + kProductPixels - 1) / kProductPixels);
+}
+
+// A lane's two pixels, if CTAs take 128 pixels of an image each and warps 16 of them.
+struct LanePixels {
+  unsigned image;
+  int y[2], x[2];  // x is negative outside of the image
+
+  __device__ __forceinline__ LanePixels(unsigned tiles, unsigned pixels, unsigned w) : image(blockIdx.x / tiles) {
+    const unsigned first = blockIdx.x % tiles * kProductPixels + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const unsigned pixel = first + 8 * p;
+      y[p] = static_cast<int>(pixel / w);
+      x[p] = pixel < pixels ? static_cast<int>(pixel % w) : -1;
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ int64_t offset(const Map<T>& m, int p) const {
+    return x[p] >= 0 ? m.at(image, y[p], x[p]) : -1;
+  }
+};
 
 // One block of outputs of two pixels.
 template <class T>

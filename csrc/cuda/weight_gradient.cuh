@@ -65,9 +65,12 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
       fetch_pixels(w.a, w.shape, n, y, x0, k0, a);
       fetch_pixels(columns_of, w.shape, n, y, x0, c0, b);
       __syncthreads();
-      if (sums_up && threadIdx.x < kSide)
+      if (sums_up && threadIdx.x < kSide) {
+        float some[4] = {};  // a long sum loses digits
 #pragma unroll 8
-        for (int p = 0; p < kStep; ++p) total += to_float(a[p * kRow + threadIdx.x]);
+        for (int p = 0; p < kStep; ++p) some[p % 4] += to_float(a[p * kRow + threadIdx.x]);
+        total += (some[0] + some[1]) + (some[2] + some[3]);
+      }
       if constexpr (sizeof(T) == 2) {
         // A warp has 16 rows and 32 columns of the block.
 #pragma unroll

@@ -20,12 +20,15 @@ from fastsr.ops._define import (
     empty_map,
     may_overwrite,
     register_cpu,
+    register_cuda,
     register_triton,
     takes_packed,
 )
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
-TRITON_MAX_CHANNELS, TRITON_MAX_INNER = LIMITS["esa"]["c"], LIMITS["esa"]["f"]
+# By backend, the most channels of x and inside (csrc/cuda/esa.h).
+MAX_CHANNELS = {"triton": LIMITS["esa"]["c"]}
+MAX_INNER = {"cuda": 32, "triton": LIMITS["esa"]["f"]}
 
 
 def esa_min_size(conv2_padding: int) -> int:
@@ -73,10 +76,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
     return (*torch.ops.fastsr.esa_backward(grad, x, weights, ctx.conv2_padding), None)
 
 
+SCHEMA = "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor"
+BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])"
+
 define(
     "esa",
-    "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor",
-    "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -84,6 +90,7 @@ define(
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("esa")
+register_cuda("esa", SCHEMA, BACKWARD_SCHEMA)
 define_packed(
     "esa",
     "(Tensor[] weights) -> Tensor",
@@ -151,12 +158,11 @@ def esa(
         return x
     _check_weights(x, weights)
     backend = select("esa", x)
-    if backend == "triton" and (x.shape[1] > TRITON_MAX_CHANNELS or weights.conv1_weight.shape[0] > TRITON_MAX_INNER):
-        backend = reference_because(
-            "esa",
-            f"x has {x.shape[1]} channels, {weights.conv1_weight.shape[0]} inside; the triton kernel takes at most "
-            f"{TRITON_MAX_CHANNELS} and {TRITON_MAX_INNER}",
-        )
+    c, f = x.shape[1], weights.conv1_weight.shape[0]
+    if c > MAX_CHANNELS.get(backend, c) or f > MAX_INNER.get(backend, f):
+        most = f"{MAX_CHANNELS.get(backend, 'any number')} and {MAX_INNER[backend]}"
+        reason = f"x has {c} channels, {f} inside; the {backend} kernel takes at most {most}"
+        backend = reference_because("esa", reason)
     if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     if not (overwrite and may_overwrite("esa", x, *weights)):

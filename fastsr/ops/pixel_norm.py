@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import select
+from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, register_cpu, register_triton
+from fastsr.ops._define import define, register_cpu, register_cuda, register_triton
+
+CUDA_MAX_CHANNELS = 256  # csrc/cuda/pixel_norm.h
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -50,10 +52,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     return (*torch.ops.fastsr.pixel_norm_backward(grad, x, weight, ctx.eps), None)
 
 
+SCHEMA = "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor"
+BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)"
+
 define(
     "pixel_norm",
-    "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor",
-    "(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -61,6 +66,7 @@ define(
 )
 register_cpu("pixel_norm", _checks.DTYPES)
 register_triton("pixel_norm")
+register_cuda("pixel_norm", SCHEMA, BACKWARD_SCHEMA)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -80,6 +86,9 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
         BackendError: a backend is forced that cannot run this.
     """
     _check(x, weight, bias)
-    if select("pixel_norm", x) == "reference":
+    backend = select("pixel_norm", x)
+    if backend == "cuda" and x.shape[1] > CUDA_MAX_CHANNELS:
+        backend = reference_because("pixel_norm", f"{x.shape[1]} channels exceed {CUDA_MAX_CHANNELS}")
+    if backend == "reference":
         return reference.pixel_norm(x, weight, bias, eps)
     return torch.ops.fastsr.pixel_norm(x, weight, bias, eps)

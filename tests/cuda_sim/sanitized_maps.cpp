@@ -1,6 +1,10 @@
 // A program for AddressSanitizer, as sanitized.cpp: the operators around the ALK stage.
 #include "cca_norm_backward.cu"
 #include "cca_norm_forward.cu"
+#include "esa_backward.cu"
+#include "esa_forward.cu"
+#include "pixel_norm_backward.cu"
+#include "pixel_norm_forward.cu"
 #include "pointwise_backward.cu"
 #include "pointwise_forward.cu"
 
@@ -8,7 +12,7 @@ using namespace fastsr::cuda;
 
 namespace {
 
-constexpr int64_t kN = 2, kH = 9, kW = 18;
+constexpr int64_t kN = 2, kH = 16, kW = 18;
 
 // Memory of exactly the size that was asked for.
 struct Memory {
@@ -66,12 +70,45 @@ void cca_norm(int64_t dtype, int64_t more_rows) {
   run(m, call, cca_norm_backward_workspace(call), cca_norm_backward);
 }
 
+void esa(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t c = 20, f = 12;
+  Memory m(dtype);
+  EsaCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.f = f, call.padding = 1, call.count = 18;
+  for (int i = 0; i < 18; ++i) {
+    const int64_t in_conv = (i - 2) % 3;  // of a blueprint convolution
+    int64_t size = in_conv == 0 ? f * f : in_conv == 1 ? f * 9 : f;
+    if (i == 0 || i == 16) size = c * f;
+    if (i == 1 || i == 15) size = f;
+    if (i == 17) size = c;
+    call.parameters[i] = m.elements(size), call.gradients[i] = m.elements(size);
+  }
+  call.x = m.map(c, more_rows), call.y = m.map(c, more_rows), call.dx = m.map(c, more_rows);
+  run(m, call, esa_forward_workspace(call), esa_forward);
+  run(m, call, esa_backward_workspace(call), esa_backward);
+}
+
+void pixel_norm(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t c = 20;
+  Memory m(dtype);
+  PixelNormCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.eps = 1e-6;
+  call.weight = m.elements(c), call.bias = m.elements(c), call.d_weight = m.elements(c), call.d_bias = m.elements(c);
+  call.x = m.map(c, more_rows), call.y = m.map(c, more_rows), call.dx = m.map(c, more_rows);
+  run(m, call, 0, pixel_norm_forward);
+  run(m, call, pixel_norm_backward_workspace(call), pixel_norm_backward);
+}
+
 }  // namespace
 
 int main(int count, char**) {
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     pointwise(dtype, count > 1);
     cca_norm(dtype, count > 1);
+    esa(dtype, count > 1);
+    pixel_norm(dtype, count > 1);
   }
   std::puts("clean");
 }

@@ -215,11 +215,14 @@ def kernels_on_cpu() -> Iterator[None]:
     import sim_cca_norm  # which import this module
     import sim_conv3x3
     import sim_conv_mix
+    import sim_esa
+    import sim_pixel_norm
     import sim_pointwise
     import sim_upsample
 
     simulated = operators(Simulator())
-    for module in (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_pointwise, sim_upsample):
+    modules = (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_esa, sim_pixel_norm, sim_pointwise, sim_upsample)
+    for module in modules:
         simulated |= module.operators()
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:

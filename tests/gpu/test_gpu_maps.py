@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastsr
 from fastsr import ops
+from fastsr.ops import BlueprintESAWeights, PlainESAWeights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -40,7 +41,23 @@ def cca_norm(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return ops.cca_norm, [*maps(size, 64, dtype, 2), *weights(shapes, dtype)]
 
 
-CASES = (pointwise, cca_norm)
+def esa_plain(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    shapes = [(16, 58, 1, 1), (16,), *([(16, 16, 3, 3), (16,)] * 2), (16, 16, 1, 1), (16,), (58, 16, 1, 1), (58,)]
+    return lambda x, *w: ops.esa(x, PlainESAWeights(*w)), [*maps(size, 58, dtype), *weights(shapes, dtype)]
+
+
+def esa_blueprint(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    small = [(16, 16, 1, 1), (16, 1, 3, 3), (16,)] * 4
+    shapes = [(16, 64, 1, 1), (16,), *small, (16, 16, 1, 1), (16,), (64, 16, 1, 1), (64,)]
+    inputs = [*maps(size, 64, dtype), *weights(shapes, dtype)]
+    return lambda x, *w: ops.esa(x, BlueprintESAWeights(*w), conv2_padding=1), inputs
+
+
+def pixel_norm(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    return ops.pixel_norm, [*maps(size, 64, dtype), *weights([(64,), (64,)], dtype)]
+
+
+CASES = (pointwise, cca_norm, esa_plain, esa_blueprint, pixel_norm)
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 

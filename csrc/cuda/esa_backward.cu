@@ -1,0 +1,188 @@
+// The side path again, the gate's gradients, back through the side path, and sums over pixels for the parameters'.
+#include "esa_launch.cuh"
+#include "esa_low_backward.cuh"
+#include "partials.cuh"
+
+namespace fastsr::cuda {
+namespace {
+
+// Rows of partial sums, one after the other: conv1's, conv_f's, conv4's, conv2's, then the small convolutions'.
+struct EsaSums {
+  int64_t row[7], begin[7];  // in numbers, of a row, of the first one
+  int64_t end;
+  int parts;
+};
+
+AlkShape tiles_of(int64_t n, int h, int w) {
+  AlkShape s{};
+  s.h = h, s.w = w;
+  s.tiles_x = (w + kTile - 1) / kTile, s.tiles_y = (h + kTile - 1) / kTile;
+  s.tiles = n * s.tiles_x * s.tiles_y;
+  return s;
+}
+
+EsaSums sums_of(const EsaShape& s) {
+  EsaSums sums{};
+  const int64_t tiles = tiles_of(s.n, s.h, s.w).tiles, wide = s.wide;
+  sums.parts = static_cast<int>(tiles < kMaxParts ? tiles : kMaxParts);
+  const int64_t rows[7] = {
+      wide * (s.c + 1),        wide * (wide + 1),       s.c * (wide + 1),       wide * (kEsaTaps * wide + 1),
+      esa_layer_words(s.wide), esa_layer_words(s.wide), esa_layer_words(s.wide)};
+  for (int i = 0; i < 4 + s.layers; ++i) {
+    sums.row[i] = rows[i];
+    sums.begin[i] = sums.end;
+    sums.end += rows[i] * sums.parts;
+  }
+  return sums;
+}
+
+template <class T>
+EsaScratch backward_scratch(const EsaCall& call) {
+  const EsaShape s = esa_shape(call);
+  Sections sections;
+  EsaScratch at = esa_forward_scratch<T>(call, sections, true);
+  constexpr int64_t kNumber = sizeof(float), kElement = sizeof(T);
+  const int64_t small = esa_cells(s, s.small_h, s.small_w) * kNumber, map = esa_cells(s, s.h, s.w) * kElement;
+  at.q = sections.take(2 * small), at.m = sections.take(small), at.index = sections.take(small);
+  at.other = sections.take(small);
+  at.z = sections.take(map), at.dz = sections.take(map), at.dc1 = sections.take(map);
+  at.dgate = sections.take(scratch_bytes(call.x, s.c, kElement));
+  at.dlow = sections.take(esa_cells(s, s.h2, s.w2) * kElement);
+  at.sums = sections.take(sums_of(s).end * kNumber);
+  at.dense = sections.take((1 + s.layers) * kEsaTaps * s.wide * s.wide * kNumber);
+  at.end = sections.end;
+  return at;
+}
+
+template <class T>
+cudaError_t start_matrix_gradient(const Map<T>& g, const Map<T>& v, const EsaShape& s, float* to, int parts,
+                                  cudaStream_t stream) {
+  WeightGradient<T> w{};
+  w.shape = tiles_of(s.n, s.h, s.w);
+  w.a = g, w.b[0] = v, w.maps = 1, w.c = v.channels;
+  w.partials = to, w.parts = parts;
+  return start_weight_gradient(w, stream);
+}
+
+// conv2's: the nine taps are nine maps of every other pixel of c1.
+template <class T>
+cudaError_t start_conv2_gradient(const Esa<T>& a, float* to, cudaStream_t stream) {
+  WeightGradient<T, kMaxMaps> w{};
+  w.shape = tiles_of(a.s.n, a.s.h2, a.s.w2);
+  w.a = a.dlow;
+  w.maps = kEsaTaps, w.c = kEsaTaps * a.s.wide;
+  for (int tap = 0; tap < kEsaTaps; ++tap) {
+    Map<T>& m = w.b[tap] = a.c1;
+    m.data += (tap / 3 - a.s.padding + 1) * m.h_stride + (tap % 3 - a.s.padding + 1) * m.w_stride;
+    m.h_stride *= 2, m.w_stride *= 2;
+  }
+  w.partials = to, w.parts = a.parts;
+  return start_weight_gradient(w, stream);
+}
+
+// Partial sums to gradients; those of 3x3 convolutions by way of dense ones.
+template <class T>
+cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const EsaSums& at, const float* rows,
+                             float* dense, cudaStream_t stream) {
+  const EsaShape s = esa_shape(call);
+  const int64_t f = s.f, wide = s.wide, c = s.c, count = call.count;
+  PartialSums direct{}, of_dense{};
+  direct.parts = of_dense.parts = at.parts;
+  direct.dtype = static_cast<int>(call.parameter_dtype), of_dense.dtype = kFloat32;
+  int sums = 0, dense_sums = 0;
+  const auto add = [&](int which, int64_t parameter, int64_t elements, int64_t width, int64_t pitch, int64_t begin) {
+    add_sum(direct, &sums,
+            {rows + at.begin[which], call.gradients[parameter], elements, width, pitch, begin, at.row[which]});
+  };
+  add(0, 0, f * c, f * c, 0, 0);
+  add(0, 1, f, f, 0, wide * c);
+  add(1, count - 4, f * f, f, wide, 0);
+  add(1, count - 3, f, f, 0, wide * wide);
+  add(2, count - 2, c * f, f, wide, 0);
+  add(2, count - 1, c, c, 0, c * wide);
+  EsaUnfold unfold{};
+  unfold.sums = dense;
+  unfold.f = s.f, unfold.wide = s.wide, unfold.count = 1 + s.layers, unfold.dtype = direct.dtype;
+  const int64_t elements = kEsaTaps * wide * wide;
+  for (int i = 0; i <= s.layers; ++i) {
+    const EsaPlaces places = esa_places(call, i);
+    add(3 + i, places.bias, f, f, 0, elements);
+    add_sum(of_dense, &dense_sums,
+            {rows + at.begin[3 + i], dense + i * elements, elements, elements, 0, 0, at.row[3 + i]});
+    unfold.conv[i] = pack.conv[i];
+    unfold.d_w[i] = call.gradients[places.w];
+    if (places.dw >= 0) unfold.d_dw[i] = call.gradients[places.dw];
+  }
+  cudaError_t error = sum_partials(direct, sums, stream);
+  if (error == cudaSuccess) error = sum_partials(of_dense, dense_sums, stream);
+  if (error != cudaSuccess) return error;
+  return launch(esa_unfold_kernel, 1 + s.layers, kProductThreads, 0, stream, unfold);
+}
+
+template <class T>
+cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
+  const EsaScratch at = backward_scratch<T>(call);
+  const EsaPack<T> pack = esa_pack_of<T>(call, true);
+  Esa<T> a = esa_of<T>(call, at, pack.at);
+  const EsaShape& s = a.s;
+  char* workspace = static_cast<char*>(call.workspace);
+  const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(workspace + offset); };
+  a.q = floats(at.q), a.m = floats(at.m), a.index = reinterpret_cast<int*>(workspace + at.index);
+  if (failed(start_esa_path(pack, at, call, a, stream))) return error;
+
+  a.grad = map_of<T>(call.y), a.dx = map_of<T>(call.dx);
+  a.z = esa_map<T>(workspace + at.z, s, s.h, s.w), a.dz = esa_map<T>(workspace + at.dz, s, s.h, s.w);
+  a.dc1 = esa_map<T>(workspace + at.dc1, s, s.h, s.w);
+  a.dgate = map_of<T>(scratch_like(call.x, workspace + at.dgate, s.c, sizeof(T)));
+  a.dlow = esa_map<T>(workspace + at.dlow, s, s.h2, s.w2);
+  if (failed(launch(esa_gate_backward_kernel<T>, s.n * a.tiles, kProductThreads, 0, stream, a))) return error;
+
+  const EsaSums sums = sums_of(s);
+  float* rows = floats(at.sums);
+  a.parts = sums.parts;
+  const int64_t small = s.n * s.small_h * s.small_w, warps = kProductThreads / 32;
+  float *from = floats(at.out), *to = floats(at.other);  // `out` is of no use any more
+  a.d_to = from;
+  if (failed(launch(esa_enlarge_backward_kernel<T>, (small + warps - 1) / warps, kProductThreads, 0, stream, a)))
+    return error;
+  for (a.layer = s.layers; a.layer > 0; --a.layer) {
+    a.d_from = from, a.d_to = to, a.partials = rows + sums.begin[3 + a.layer];
+    if (failed(launch(esa_small_backward_kernel<T>, a.parts, kProductThreads, esa_small_backward_shared(s), stream, a)))
+      return error;
+    float* other = from;
+    from = to, to = other;
+  }
+  a.d_from = from;
+  const int64_t items = s.n * s.h2 * s.w2 * (s.wide / 8);
+  if (failed(launch(esa_pool_backward_kernel<T>, (items + kProductThreads - 1) / kProductThreads, kProductThreads, 0,
+                    stream, a)))
+    return error;
+  if (failed(launch(esa_input_backward_kernel<T>, s.n * a.tiles, kProductThreads, 0, stream, a))) return error;
+
+  if (failed(start_matrix_gradient(a.dc1, a.x, s, rows + sums.begin[0], a.parts, stream))) return error;
+  if (failed(start_matrix_gradient(a.dz, inner_c1(a), s, rows + sums.begin[1], a.parts, stream))) return error;
+  if (failed(start_matrix_gradient(a.dgate, a.z, s, rows + sums.begin[2], a.parts, stream))) return error;
+  if (failed(start_conv2_gradient(a, rows + sums.begin[3], stream))) return error;
+  return finish_gradients(call, pack, sums, rows, floats(at.dense), stream);
+}
+
+}  // namespace
+
+int64_t esa_backward_workspace(const EsaCall& call) {
+  return call.dtype == kFloat32 ? backward_scratch<float>(call).end : backward_scratch<Half>(call).end;
+}
+
+cudaError_t esa_backward(const EsaCall& call, cudaStream_t stream) {
+  switch (call.dtype) {
+    case kFloat32:
+      return backward_as<float>(call, stream);
+    case kFloat16:
+      return backward_as<Half>(call, stream);
+    default:
+      return backward_as<BFloat16>(call, stream);
+  }
+}
+
+}  // namespace fastsr::cuda
