@@ -8,9 +8,14 @@ a crop, flips and a rotation drawn from a generator seeded with (seed, n). Step 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +32,45 @@ __all__ = ["PatchDataset", "make_loader", "open_pairs"]
 
 log = logging.getLogger(__name__)
 _ROUND, _CUT = 0, 1  # streams of random numbers
+# A forked worker sees the images that its parent decoded; elsewhere each worker decodes for itself.
+_FORK = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sample n as uint8 tensors: LR [3, patch, patch] and HR [3, patch * scale, patch * scale]."""
+    """Sample n as uint8 tensors: LR [3, patch, patch] and HR [3, patch * scale, patch * scale].
+
+    Decoded images are kept up to the budget: those that `fill` reads are shared by all forked workers, and a worker
+    that starts without them keeps its own in its share of the budget.
+    """
 
     def __init__(self, hr: Source, lr: Source, keys: list[str], scale: int, data: Data, seed: int) -> None:
         self.hr, self.lr, self.keys = hr, lr, keys
         self.scale, self.data, self.seed = scale, data, seed
         self.bad: set[str] = set()
         self._cache: dict[str, tuple[Pixels, Pixels]] = {}
-        self._left = data.cache_mib * 2**20 // max(data.workers, 1)
+        self._left = data.cache_mib * 2**20
+        self._filled = False
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_cache": {}}
+        """For a worker that is not forked: without the images."""
+        share = self.data.cache_mib * 2**20 // max(self.data.workers, 1)
+        return {**self.__dict__, "_cache": {}, "_left": share, "_filled": False}
+
+    def fill(self) -> None:
+        """Reads every image once, in threads: makes what LR images are missing, finds those that are bad, keeps the
+        decoded ones within the budget."""
+        threads = min(8, os.cpu_count() or 1)
+        keys = iter(self.keys)
+        with ThreadPoolExecutor(threads) as pool:
+            while part := list(islice(keys, 4 * threads)):  # a part at a time, because results wait in memory
+                for key, found in zip(part, pool.map(self._read, part), strict=True):
+                    if isinstance(found, ImageError):
+                        self.skip(key, found)
+                    else:
+                        self._keep(key, found)
+        self._filled = True
+        self.hr.close()
+        self.lr.close()
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         count = len(self.keys)
@@ -71,14 +101,27 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         """A whole LR image and its HR image, from memory if the budget held them."""
         if key in self._cache:
             return self._cache[key]
-        hr = self.hr.read(key)
-        lr = self.lr.reduce(key, hr) if isinstance(self.lr, BicubicSource) else self.lr.read(key)
+        found = self._read(key)
+        if isinstance(found, ImageError):
+            raise found
+        if not self._filled:  # or every worker would fill what is left of the budget
+            self._keep(key, found)
+        return found
+
+    def _read(self, key: str) -> tuple[Pixels, Pixels] | ImageError:
+        try:
+            hr = self.hr.read(key)
+            lr = self.lr.reduce(key, hr) if isinstance(self.lr, BicubicSource) else self.lr.read(key)
+        except ImageError as error:
+            return error
         self._check(key, lr, hr)
-        size = lr.nbytes + hr.nbytes
+        return lr, hr
+
+    def _keep(self, key: str, found: tuple[Pixels, Pixels]) -> None:
+        size = sum(image.nbytes for image in found)
         if size <= self._left:
             self._left -= size
-            self._cache[key] = lr, hr
-        return lr, hr
+            self._cache[key] = found
 
     def _check(self, key: str, lr: Pixels, hr: Pixels) -> None:
         height, width = hr.shape[0] // self.scale, hr.shape[1] // self.scale
@@ -134,7 +177,7 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
     """The training images of a recipe, checked one by one; bicubic LR images that are missing are made.
 
     Args:
-        make: read every image now. Only one process of a node need do it.
+        make: read every image now, which makes the LR images. Only one process may do it at a time.
 
     Raises:
         InputError: a folder is missing, HR and LR do not match, or an image is smaller than a patch.
@@ -145,11 +188,8 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
     for key in keys if isinstance(lr, _Partners) else ():
         lr.where(key)
     dataset = PatchDataset(hr, lr, keys, scale, data, seed)
-    for key in keys if make else ():
-        try:
-            dataset.pair(key)
-        except ImageError as error:
-            dataset.skip(key, error)
+    if make:
+        dataset.fill()
     return dataset
 
 
@@ -163,6 +203,7 @@ def make_loader(
         batch_size=batch // world // parts,
         sampler=_Share(start, stop, batch, rank, world),
         num_workers=workers,
+        multiprocessing_context="fork" if workers and _FORK else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # or the loader would draw from the generator that checkpoints keep
@@ -193,6 +234,9 @@ class _Partners(Source):
 
     def read(self, key: str) -> Pixels:
         return self.source.read(self._partner(key))
+
+    def close(self) -> None:
+        self.source.close()
 
     def where(self, key: str) -> str:
         return self.source.where(self._partner(key))
