@@ -60,14 +60,21 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         """Reads every image once, in threads: makes what LR images are missing, finds those that are bad, keeps the
         decoded ones within the budget."""
         threads = min(8, os.cpu_count() or 1)
-        keys = iter(self.keys)
+        keys, size = iter(self.keys), 0
         with ThreadPoolExecutor(threads) as pool:
             while part := list(islice(keys, 4 * threads)):  # a part at a time, because results wait in memory
                 for key, found in zip(part, pool.map(self._read, part), strict=True):
                     if isinstance(found, ImageError):
                         self.skip(key, found)
                     else:
+                        size += sum(image.nbytes for image in found)
                         self._keep(key, found)
+        if len(self._cache) < len(self.keys) - len(self.bad):
+            log.warning(
+                "%d of %d images fit into data.cache_mib=%d; the others are decoded for every patch, which is slow: "
+                "set it to %d, or cut the images into smaller ones",
+                *(len(self._cache), len(self.keys), self.data.cache_mib, -(-size // 2**20)),
+            )
         self._filled = True
         self.hr.close()
         self.lr.close()
