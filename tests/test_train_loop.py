@@ -243,24 +243,6 @@ def test_bfloat16(tmp_path):
     assert all(value.isfinite().all() for value in _weights(folder).values())
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("validation.hr.val=nowhere", "nowhere is not a folder"),
-        ("optimizer.accumulate=3", "must be a multiple of 3"),
-        ("compute.device=abacus", "compute.device='abacus' cannot be used"),
-        ("data.patch=8", "mlrn needs at least"),
-        ("model.name=mlrm", "did you mean 'mlrn'"),
-    ],
-)
-def test_bad_input_exits_2_with_one_sentence(tmp_path, capsys, override, message):
-    (tmp_path / "run.yaml").write_text(tiny(tmp_path).as_yaml())
-    assert main(["train", str(tmp_path / "run.yaml"), override]) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and error.count("\n") == 0
-    assert not (tmp_path / "runs").exists()
-
-
 def test_list_and_show(capsys):
     assert main(["train", "--list"]) == 0
     assert "alkdnet_x4" in capsys.readouterr().out

@@ -39,7 +39,13 @@ def test_a_port_in_use_is_one_sentence_and_status_2(tmp_path):
 
 
 def test_processes_that_cannot_meet_are_told(monkeypatch):
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "nowhere", "MASTER_PORT": 1}.items():
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "nowhere",
+        "MASTER_PORT": 1,
+    }.items():
         monkeypatch.setenv(name, str(value))
 
     def refuse(*_, **__):

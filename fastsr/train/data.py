@@ -130,17 +130,26 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             self._left -= size
             self._cache[key] = found
 
+    def check_sides(self, key: str) -> None:
+        """What the headers tell of a pair that does not fit, before any time goes into decoding."""
+        hr, lr = self.hr.sides(key), self.lr.sides(key)
+        if hr is not None:
+            self._check_sizes(key, lr or (hr[0] // self.scale, hr[1] // self.scale), hr)
+
     def _check(self, key: str, lr: Pixels, hr: Pixels) -> None:
-        height, width = hr.shape[0] // self.scale, hr.shape[1] // self.scale
-        if lr.shape[:2] != (height, width):
+        self._check_sizes(key, lr.shape[:2], hr.shape[:2])
+
+    def _check_sizes(self, key: str, lr: tuple[int, ...], hr: tuple[int, ...]) -> None:
+        height, width = hr[0] // self.scale, hr[1] // self.scale
+        if tuple(lr) != (height, width):
             raise InputError(
-                f"{self.lr.where(key)} is {lr.shape[1]}x{lr.shape[0]} (width x height); at scale {self.scale} "
-                f"{self.hr.where(key)} of {hr.shape[1]}x{hr.shape[0]} needs one of {width}x{height}"
+                f"{self.lr.where(key)} is {lr[1]}x{lr[0]} (width x height); at scale {self.scale} "
+                f"{self.hr.where(key)} of {hr[1]}x{hr[0]} needs one of {width}x{height}"
             )
         if min(height, width) < self.data.patch:
             least = self.data.patch * self.scale
             raise InputError(
-                f"{self.hr.where(key)} is {hr.shape[1]}x{hr.shape[0]}; patches of data.patch={self.data.patch} "
+                f"{self.hr.where(key)} is {hr[1]}x{hr[0]}; patches of data.patch={self.data.patch} "
                 f"at scale {self.scale} need at least {least}x{least}, so leave it out or take smaller patches"
             )
 
@@ -195,6 +204,8 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
     for key in keys if isinstance(lr, _Partners) else ():
         lr.where(key)
     dataset = PatchDataset(hr, lr, keys, scale, data, seed)
+    for key in keys if make else ():
+        dataset.check_sides(key)
     if make:
         dataset.fill()
     return dataset
@@ -244,6 +255,9 @@ class _Partners(Source):
 
     def close(self) -> None:
         self.source.close()
+
+    def sides(self, key: str) -> tuple[int, int] | None:
+        return self.source.sides(self._partner(key))
 
     def where(self, key: str) -> str:
         return self.source.where(self._partner(key))

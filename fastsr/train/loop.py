@@ -69,6 +69,7 @@ class Trainer:
                 f"data.patch is {recipe.data.patch}; {recipe.model.name} needs at least {self.net.min_size}"
             )
         self.validator = Validator(recipe, self.device)
+        self._found = self._look_for_state()  # before the images are read: that may take long, and a mistake shows here
         self.data = self._open_data()
         self.optimizer = _optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.compute.precision == "fp16")
@@ -115,21 +116,22 @@ class Trainer:
             "bad_images": sorted(self.data.bad),
         }
 
-    def resume(self) -> None:
-        """Continues from the newest whole checkpoint of the run's folder, if there is one.
-
-        Raises:
-            InputError: that run had another recipe.
-        """
+    def _look_for_state(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint of the run's folder; InputError if that run had another recipe."""
         state = load_latest(self.recipe.folder)
-        if state is None:
-            return
-        different = describe_differences(state["recipe"], self.recipe.as_dict())
+        different = describe_differences(state["recipe"], self.recipe.as_dict()) if state is not None else []
         if different:
             raise InputError(
                 f"{self.recipe.folder} holds a run of another recipe ({'; '.join(different)}); "
                 "train with the recipe it has, or under another name"
             )
+        return state
+
+    def resume(self) -> None:
+        """Continues from the newest whole checkpoint of the run's folder, if there is one."""
+        state, self._found = self._found, None
+        if state is None:
+            return
         self.net.load_state_dict(state["net"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

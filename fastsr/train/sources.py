@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from fastsr.errors import ImageError, InputError, MissingPackageError
@@ -36,6 +37,10 @@ class Source(ABC):
     @abstractmethod
     def where(self, key: str) -> str: ...
 
+    def sides(self, key: str) -> tuple[int, int] | None:
+        """The shorter and the longer side in pixels without decoding, None where that is not known."""
+        return None
+
     def close(self) -> None:  # noqa: B027
         """Lets go of what must not be open when a worker is forked; the next `read` opens it again."""
 
@@ -58,6 +63,13 @@ class FolderSource(Source):
         if image.peak != 255:
             raise ImageError(f"{self.paths[key]} has 16 bit and training is defined on 8; convert it first")
         return np.ascontiguousarray(image.rgb)
+
+    def sides(self, key: str) -> tuple[int, int] | None:
+        try:
+            with PIL.Image.open(self.paths[key]) as picture:
+                return min(picture.size), max(picture.size)
+        except Exception:  # whatever is wrong with it is told when it is read
+            return None
 
     def where(self, key: str) -> str:
         return str(self.paths[key])
