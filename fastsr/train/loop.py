@@ -45,6 +45,8 @@ def train(recipe: Recipe) -> Path:
     compute = recipe.compute
     with settings(compute), Processes(compute.device) as processes, Signals() as signals:
         torch.manual_seed(recipe.seed)
+        if not processes.first:  # or each process would tell the same
+            logging.getLogger("fastsr").setLevel(logging.ERROR)
         trainer = Trainer(recipe, processes)
         trainer.resume()
         trainer.run(signals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastsr._files import atomic_write
 from fastsr.errors import CheckpointError
 from fastsr.evaluate import EvalResult
 from fastsr.train.recipe import Recipe
@@ -117,8 +119,9 @@ class _Table:
                 head, *rows = list(csv.reader(file)) or [[]]
             whole = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
             kept = [[row.get(column, "") for column in columns] for row in whole if int(row["step"]) <= step]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *kept])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([columns, *kept])
+        atomic_write(path, text.getvalue().encode())  # a full disk must not cost the rows that are there
 
     def add(self, *row: object) -> None:
         try:
