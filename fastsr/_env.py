@@ -29,3 +29,13 @@ def cpu_cache_mb() -> int | None:
 def gelu() -> str:
     """FASTSR_GELU: the accuracy of GELU in the GPU kernels."""
     return os.environ.get("FASTSR_GELU", "").strip().lower() or "default"
+
+
+def launched() -> bool:
+    """Whether a launcher other than torchrun, such as mpirun or srun, told this process of its place among others."""
+    return all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def master_port() -> str:
+    """MASTER_PORT, where the processes of a training run meet."""
+    return os.environ.get("MASTER_PORT", "")

@@ -22,6 +22,7 @@ from fastsr.errors import FastsrError, InputError
 if TYPE_CHECKING:
     from fastsr.evaluate import EvalResult
     from fastsr.models import SuperResolutionNet
+    from fastsr.train import Recipe
 
 __all__ = ["main"]
 
@@ -127,6 +128,8 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the shipped recipes and exit")
     parser.add_argument("--show", action="store_true", help="print the whole recipe as YAML and exit")
+    parser.add_argument("--speed", action="store_true", help="measure whether the loader keeps up with the steps")
+    parser.add_argument("--json", metavar="FILE", help="with --speed: also write the figures as JSON")
     parser.set_defaults(run=_train)
 
 
@@ -236,7 +239,21 @@ def _train(arguments: argparse.Namespace) -> int:
         print(recipe.as_yaml(), end="")
         return 0
     logging.getLogger("fastsr").setLevel(logging.INFO)
+    if arguments.speed:
+        return _train_speed(recipe, arguments.json)
     train(recipe)
+    return 0
+
+
+def _train_speed(recipe: Recipe, json_file: str | None) -> int:
+    from fastsr.bench.machine import environment, timed_device
+    from fastsr.train import speed
+
+    found = speed.measure(recipe)
+    print(speed.text(found))
+    if json_file:
+        facts = environment(timed_device(recipe.compute.device))
+        _write_json(Path(json_file), {"environment": facts, "loader": found})
     return 0
 
 

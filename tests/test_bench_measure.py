@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import signal
+import time
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +17,8 @@ import fastsr
 from fastsr import reference
 from fastsr.bench import measure, verify
 from fastsr.bench.cases import Case, make_case
-from fastsr.bench.measure import BrokenRunnerError, noisy, spread, summary, take_turns, uncertainty
+from fastsr.bench.limit import TooSlow, limited
+from fastsr.bench.measure import BrokenRunnerError, disagreement, doubt, noisy, spread, summary, take_turns
 from fastsr.bench.peers import PeerMissing, Runner, make_runner, shifted_depthwise
 from fastsr.bench.registry import Peer, load_registry
 from fastsr.bench.roofline import Counting
@@ -164,11 +169,39 @@ def test_peers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setattr(measure, "TURN", 0.0)
     order: list[str] = []
-    runners = {name: Runner(lambda name=name: order.append(name), (), nullcontext) for name in "ab"}
+    names = ("fastsr", "eager")
+    runners = {name: Runner(lambda name=name: order.append(name), (), nullcontext) for name in names}
     times, noise = take_turns(runners, 0.0, CPU, least=4)
-    assert order == ["a", "a", "b", "b"] * (len(order) // 4)  # a run to warm and one that is timed
-    assert len(times["a"]) == len(times["b"]) == len(order) // 4 >= 3
+    assert order == ["fastsr", "fastsr", "eager", "eager"] * (len(order) // 4)  # a run to warm and one that is timed
+    assert len(times["fastsr"]) == len(times["eager"]) == len(order) // 4 == 4
     assert noise["spread"] >= 0
+
+
+def test_who_is_far_behind_in_long_turns_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    lasts = {"fastsr": 0.01, "eager": 0.02, "compile": 0.025, "openvino": 0.06}
+    runners = {
+        name: Runner(lambda seconds=seconds: time.sleep(seconds), (), nullcontext) for name, seconds in lasts.items()
+    }
+    times, _ = take_turns(runners, 0.001, CPU, least=5)
+    assert {name: len(turns) for name, turns in times.items()} == {
+        "fastsr": 5,
+        "eager": 5,
+        "compile": 5,
+        "openvino": 3,
+    }
+
+
+def test_turns_go_on_until_the_ratio_is_known_or_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    runners = {name: Runner(lambda: None, (), nullcontext) for name in ("fastsr", "eager")}
+    doubts = itertools.chain([1.0] * 8, itertools.repeat(0.0))
+    monkeypatch.setattr(measure, "doubt", lambda times: next(doubts))
+    monkeypatch.setattr(measure, "PATIENCE", 1e9)
+    assert len(take_turns(runners, 1e-6, CPU)[0]["fastsr"]) == 9
+    monkeypatch.setattr(measure, "doubt", lambda times: 1.0)
+    monkeypatch.setattr(measure, "PATIENCE", 3)
+    assert len(take_turns(runners, 1e-6, CPU)[0]["fastsr"]) == 5
 
 
 def test_one_that_breaks_while_timed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,22 +220,74 @@ def test_statistics() -> None:
     found = summary([5.0, 1.0, 2.0, 3.0, 4.0])
     assert found == {"ms": 3.0, "p20": 2.0, "p80": 4.0, "runs": 5}
     assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.0)
-    assert uncertainty(found) == pytest.approx(1.5 * 2 / 3 / 5**0.5)
+
+
+def _ratios(random: np.random.Generator, turns: int, noise: float, outliers: float) -> list[float]:
+    """Logarithms of the ratio turn by turn: noise, and now and then a turn that something else has disturbed."""
+    disturbed = random.random(turns) < outliers
+    return list(noise * random.standard_normal(turns) + np.where(disturbed, random.exponential(0.3, turns), 0.0))
+
+
+@pytest.mark.parametrize("turns", [3, 5, 8, 15])
+@pytest.mark.parametrize("outliers", [0.0, 0.1])
+def test_two_runs_differ_by_what_is_said(turns: int, outliers: float) -> None:
+    """Of many pairs of runs, the medians of nine in ten at least are as near to each other as the first run says."""
+    random, told, quiet = np.random.default_rng(turns), 0, []
+    for _ in range(500):
+        one, two = (_ratios(random, turns, 0.02, outliers) for _ in range(2))
+        told += abs(float(np.median(one) - np.median(two))) <= disagreement(one)
+        quiet.append(disagreement(one) <= 0.05)
+    assert told / 500 >= 0.9
+    if outliers == 0 and turns >= 8:
+        assert np.mean(quiet) > 0.8  # a calm machine is not called noisy
+
+
+def test_the_quantiles_are_students() -> None:
+    for freedom, exact in ((2, 4.303), (10, 2.228), (11, 2.201), (20, 2.086), (60, 2.000)):
+        assert measure._student(freedom) == pytest.approx(exact, abs=0.015)
+
+
+def test_doubt_is_about_fastsr_and_the_best_peer() -> None:
+    steady, wild = [[1.0], [1.01], [0.99], [1.0], [1.0]], [[9.0], [2.0], [7.0], [3.0], [9.0]]
+    drifting = [[value * factor for value in turn] for factor, turn in zip((1, 2, 3, 4, 5), steady, strict=True)]
+    assert doubt({"fastsr": steady, "eager": steady, "openvino": wild}) < 0.05
+    assert doubt({"fastsr": drifting, "eager": drifting}) < 1e-9  # both slow down together: their ratio is known
+    assert doubt({"fastsr": drifting}) > 0.5
+    assert doubt({"fastsr": wild, "eager": steady}) > 0.5
+    assert doubt({"fastsr": steady[:2], "eager": steady[:2]}) == float("inf") and doubt({}) == 0.0
 
 
 @pytest.mark.parametrize(
-    ("seen", "figures", "loud"),
+    ("seen", "loud"),
     [
-        ({"spread": 0.01, "steal": 0.0}, [{"ms": 1.0, "p20": 0.99, "p80": 1.01, "runs": 5}], False),
-        ({"spread": 0.06, "steal": 0.0}, [], True),
-        ({"spread": 0.01, "steal": 0.06}, [], True),
-        ({"spread": 0.01, "steal": None}, [{"ms": 1.0, "p20": 0.9, "p80": 1.2, "runs": 5}], True),
-        ({"spread": 0.01, "steal": None}, [{"ms": 1.0, "p20": 0.9, "p80": 1.2, "runs": 500}], False),
-        ({}, [{"reason": "missing"}], False),
+        ({"spread": 20.0, "steal": 0.0, "doubt": 0.01}, False),
+        ({"spread": 0.01, "steal": None, "doubt": 0.06}, True),
+        ({"spread": 0.01, "steal": 0.06, "doubt": 0.01}, True),
+        ({}, False),
     ],
 )
-def test_a_noisy_machine_is_told(seen, figures, loud: bool) -> None:
-    assert noisy(seen, figures) is loud
+def test_a_noisy_machine_is_told(seen, loud: bool) -> None:
+    assert noisy(seen) is loud
+
+
+def test_a_limit_of_time() -> None:
+    with limited(5.0):
+        pass
+    begin = time.monotonic()
+    with pytest.raises(TooSlow, match=r"not ready within 0\.05 s"), limited(0.05):
+        try:
+            time.sleep(5)
+        except Exception:  # as a compiler would
+            time.sleep(5)
+    with pytest.raises(TooSlow), limited(0.05):
+        try:
+            time.sleep(5)
+        except BaseException as error:
+            raise RuntimeError("wrapped") from error
+    assert time.monotonic() - begin < 4
+    with pytest.raises(ValueError, match="mine"), limited(5.0):
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None)
 
 
 def test_the_overhead_is_known() -> None:

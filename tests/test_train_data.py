@@ -104,10 +104,13 @@ def test_a_damaged_reduction_is_made_again(tmp_path):
     assert torch.equal(_pairs(recipe)[0][0], first)
 
 
-def test_the_cache_keeps_to_its_budget(tmp_path):
+def test_the_cache_keeps_to_its_budget(tmp_path, caplog):
     data = _pairs(tiny(tmp_path, "data.cache_mib=0"))
     assert data._cache == {} and cv2.haveImageReader(str(tmp_path / "hr" / "0.png"))
+    assert "0 of 5 images fit into data.cache_mib=0" in caplog.text and "set it to 1" in caplog.text
+    caplog.clear()
     assert len(_pairs(tiny(tmp_path, "data.cache_mib=1"))._cache) == 5
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

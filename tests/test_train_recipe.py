@@ -22,12 +22,40 @@ def test_shipped_recipes_load_and_name_networks(name):
     assert f"x{net.scale}" in name
 
 
-def test_the_papers_settings():
-    alkdnet, mlrn = load_recipe("alkdnet_x2"), load_recipe("mlrn_x4")
-    assert (alkdnet.optimizer.lr, alkdnet.optimizer.batch, alkdnet.data.patch) == (1e-3, 64, 48)
-    assert (alkdnet.schedule.steps, alkdnet.schedule.min_lr) == (1_000_000, 1e-7)
-    assert mlrn.optimizer.betas == (0.9, 0.99) and mlrn.data.patch * mlrn.model.scale == 256
-    assert learning_rate(mlrn.schedule, 5e-4, 400_000) == pytest.approx(1.25e-4)
+_PAPERS = {
+    "alkdnet": (1e-3, (0.9, 0.999), "cosine", {2: 48, 3: 48, 4: 48}),
+    "bsrn": (1e-3, (0.9, 0.999), "cosine", {2: 48, 3: 48, 4: 48}),
+    "mlrn": (5e-4, (0.9, 0.99), "step", {2: 96, 3: 64, 4: 64}),
+    "mlrn_ntire": (5e-4, (0.9, 0.99), "step", {4: 64}),
+    "rlfn": (5e-4, (0.9, 0.999), "step", {2: 128, 3: 85, 4: 64}),
+    "rlfn_ntire": (5e-4, (0.9, 0.999), "step", {4: 64}),
+}
+
+
+@pytest.mark.parametrize("name", _PAPERS)
+def test_the_papers_settings(name):
+    """Learning rate, betas, schedule, LR patch; batch 64, L1, no averaging, flips and rotations for all."""
+    rate, betas, schedule, patches = _PAPERS[name]
+    for scale, patch in patches.items():
+        recipe = load_recipe(f"{name}_x{scale}")
+        optimizer = recipe.optimizer
+        assert (recipe.model.name, recipe.model.scale, recipe.data.patch) == (name, scale, patch)
+        assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.batch) == ("adam", rate, betas, 64)
+        assert (recipe.loss, recipe.ema, recipe.data.flip, recipe.data.rotate) == ("l1", None, True, True)
+        assert (recipe.schedule.name, recipe.schedule.warmup) == (schedule, 0)
+        if schedule == "cosine":
+            assert (recipe.schedule.steps, recipe.schedule.min_lr) == (1_000_000, 1e-7)
+        else:
+            assert recipe.schedule.steps == (800_000 if name == "mlrn_ntire" else 1_000_000)
+            assert learning_rate(recipe.schedule, rate, 400_000) == pytest.approx(rate / 4)
+
+
+def test_warm_starts_begin_from_their_first_stage():
+    warm = [name for name in shipped_recipes() if name.endswith("_warm")]
+    assert {"mlrn_x2_warm", "mlrn_x3_warm", "mlrn_x4_warm", "mlrn_ntire_x4_warm", "mlrn_x2_cpu_warm"} == set(warm)
+    for name in warm:
+        start = load_recipe(name).model.warm_start
+        assert start is not None and start.split("/")[1] == name.removesuffix("_warm")
 
 
 @pytest.mark.parametrize(

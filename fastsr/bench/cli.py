@@ -40,6 +40,9 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="the small grid and a tenth of the time")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row, at least 5 turns (default: 3)")
     parser.add_argument("--budget", type=float, help="seconds after which no further row is begun")
+    parser.add_argument(
+        "--peer-limit", type=float, default=45.0, help="seconds in which a peer must be ready; 0 for no limit (45)"
+    )
     parser.add_argument("--threads", type=int, help="of the CPU (default: as many as there are cores)")
     parser.add_argument("--memory", action="store_true", help="also measure peaks on the CPU; a process for each peer")
     parser.add_argument(
@@ -82,6 +85,8 @@ def _request(arguments: argparse.Namespace, groups: list[str]) -> Request:
 
     if arguments.seconds <= 0:
         raise InputError(f"--seconds is {arguments.seconds:g}; pass more than 0")
+    if arguments.peer_limit < 0:
+        raise InputError(f"--peer-limit is {arguments.peer_limit:g}; pass seconds, or 0 for no limit")
     return Request(
         groups=groups,
         device=timed_device(arguments.device),
@@ -95,6 +100,7 @@ def _request(arguments: argparse.Namespace, groups: list[str]) -> Request:
         seconds=arguments.seconds,
         memory=arguments.memory,
         budget=arguments.budget,
+        peer_limit=arguments.peer_limit or None,
     )
 
 

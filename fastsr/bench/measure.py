@@ -1,14 +1,16 @@
-"""How things are timed: peers take turns in one process, medians with 20th and 80th percentiles, and a noise probe.
+"""How things are timed: peers take turns in one process, medians with 20th and 80th percentiles, and their worth.
 
 A turn gives every peer a pause, a run that is not timed and some that are, so that a busy phase of the machine falls on
-all of them. The probe is a fixed piece of work that is timed once a turn: what it spreads is the machine's doing.
+all of them. Each turn is thus a small measurement of every ratio, and how these differ says how far the ratio of
+another run may be off (`doubt`). A fixed piece of work, timed once a turn, tells what the machine does by itself.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,20 @@ import torch
 
 from fastsr import _native
 from fastsr.bench.peers import Runner
+from fastsr.bench.registry import Peer
 
 PAUSE = 0.05  # seconds; the thread pools of some peers spin on for a while after a run and would slow the next peer
 TURN = 0.02  # seconds of timed runs a peer gets in a turn, at least one and at most MOST runs
 MOST = 50
 WARM = 1.0  # a run longer than that, in seconds, needs no run before it that is not timed
-SLOW_TURNS = 3  # where a turn takes more than half of the time that a case is given
+SLOW_TURNS = 3  # where a turn takes more than half of the time that a case is given; then only contenders go on
+CONTENDER = 1.5  # times the best peer; who takes longer is none
+PATIENCE = 3  # times its time a case may get until its ratio is known to NOISY
 NOISY = 0.05
 FLUSH_BYTES = 256 << 20
 
 Run = Callable[[], Any]
+Turns = list[list[float]]  # milliseconds of the runs of each turn
 
 
 class BrokenRunnerError(Exception):
@@ -95,36 +101,95 @@ def spread(times: list[float]) -> float:
 
 def take_turns(
     runners: Mapping[str, Runner], seconds: float, device: torch.device, least: int = 5
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Time every runner in turns until `seconds` are over and `least` turns are done (SLOW_TURNS of long ones).
+) -> tuple[dict[str, Turns], dict[str, Any]]:
+    """Time every runner in turns until `seconds` are over, `least` turns are done and the ratio is known to NOISY.
+
+    Patience for the last ends after PATIENCE times `seconds`. Where turns are long, runners that are no contenders end
+    after SLOW_TURNS.
 
     Raises:
         BrokenRunnerError: one of them fails.
 
     Returns:
-        Milliseconds per runner, and what the probe saw: `spread`, and `steal`, the share of the processors' time that
-        went to other virtual machines (None where the system does not say).
+        The turns of each runner, and what the machine did: `spread` of the fixed piece of work, and `steal`, the share
+        of the processors' time that went to other virtual machines (None where the system does not say).
     """
     measure, fixed = timer(device), probe(device)
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    counts: dict[str, int] = {}
+    times: dict[str, Turns] = {name: [] for name in runners}
+    going, counts = dict(runners), dict[str, int]()
     probed: list[float] = []
     stolen, begin, turns = _processor_times(), time.perf_counter(), 0
-    while runners:
+    while going:
+        _pause(device)  # or the thread pool of the last peer would still be spinning and slow the probe tenfold
         fixed()
         probed += measure(fixed, 1)
-        for name, runner in runners.items():
-            if device.type == "cpu":
-                time.sleep(PAUSE)
+        for name, runner in going.items():
+            _pause(device)
             try:
-                times[name] += _turn(name, runner, counts, device)
+                times[name].append(_turn(name, runner, counts, device))
             except Exception as error:
                 raise BrokenRunnerError(name, error) from error
         turns += 1
         elapsed = time.perf_counter() - begin
-        if elapsed >= seconds and turns >= (least if elapsed < turns * seconds / 2 else min(least, SLOW_TURNS)):
+        if elapsed > turns * seconds / 2 and turns >= SLOW_TURNS:
+            going = {name: runners[name] for name in contenders(times) if name in going}
+        known = doubt(times) <= NOISY or elapsed >= PATIENCE * seconds
+        if elapsed >= seconds and turns >= least and known:
             break
     return times, {"spread": spread(probed), "steal": _stolen(stolen, _processor_times())} if probed else {}
+
+
+def _pause(device: torch.device) -> None:
+    if device.type == "cpu":
+        time.sleep(PAUSE)
+
+
+def _typical(turns: Turns) -> float:
+    return statistics.median(value for turn in turns for value in turn)
+
+
+def contenders(times: Mapping[str, Turns]) -> list[str]:
+    """fastsr, the best of the others, and who is not far behind it."""
+    others = {name: _typical(turns) for name, turns in times.items() if not Peer(name).ours}
+    best = min(others.values(), default=0.0)
+    return [name for name in times if name not in others or others[name] <= CONTENDER * best]
+
+
+def doubt(times: Mapping[str, Turns]) -> float:
+    """How far the ratio of the best peer to fastsr in another run may be from that in this one, as a share.
+
+    With 95 % confidence, as far as turns are a fair sample of what the machine does; without either of the two, for the
+    time of the other.
+    """
+    others = {name: _typical(turns) for name, turns in times.items() if turns and not Peer(name).ours}
+    compared = [times[name] for name in ("fastsr", min(others, key=others.__getitem__, default="")) if times.get(name)]
+    if not compared:
+        return 0.0
+    logs = [[math.log(max(statistics.median(turn), 1e-9)) for turn in turns] for turns in compared]
+    return disagreement([a - b for a, b in zip(*logs, strict=False)] if len(logs) == 2 else logs[0])
+
+
+def disagreement(values: Sequence[float]) -> float:
+    """How far the medians of two such samples of logarithms may be apart, as a share, with 95 % confidence.
+
+    By Student's t of all values, or of their trimmed mean (Yuen 1974) if that says less, as it does with outliers; a
+    median of normal values is off by a quarter more than a mean.
+    """
+    n, bounds = len(values), [math.inf]
+    for cut in {0, n // 5}:
+        kept = n - 2 * cut
+        if kept >= 3:
+            ordered = sorted(values)
+            pulled_in = [min(max(value, ordered[cut]), ordered[-1 - cut]) for value in values]
+            error = statistics.stdev(pulled_in) * math.sqrt((n - 1) / (kept * (kept - 1)))
+            bounds.append(math.expm1(min(1.25 * math.sqrt(2) * _student(kept - 1) * error, 100.0)))
+    return min(bounds)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution."""
+    exact = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    return exact[freedom - 1] if freedom <= len(exact) else 1.96 + 2.5 / freedom
 
 
 def _turn(name: str, runner: Runner, counts: dict[str, int], device: torch.device) -> list[float]:
@@ -157,12 +222,6 @@ def _stolen(before: list[int], after: list[int]) -> float | None:
     return (after[7] - before[7]) / passed if len(before) == len(after) == 8 and passed > 0 else None
 
 
-def uncertainty(found: Mapping[str, Any]) -> float:
-    """Twice the standard error of the median, as a share of it, from the middle 60 % of what was measured."""
-    return float(1.5 * (found["p80"] - found["p20"]) / found["ms"] / found["runs"] ** 0.5)
-
-
-def noisy(seen: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a ratio between `compared` may be off by more than NOISY, by the probe or by their own spread."""
-    probed = max(seen.get("spread", 0.0), seen.get("steal") or 0.0)
-    return probed > NOISY or any(uncertainty(found) > NOISY for found in compared if "ms" in found)
+def noisy(seen: Mapping[str, Any]) -> bool:
+    """Whether two runs may differ in their ratio by more than NOISY, or the machine served others for longer."""
+    return max(seen.get("doubt", 0.0), seen.get("steal") or 0.0) > NOISY

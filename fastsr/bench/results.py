@@ -151,9 +151,9 @@ def load(path: Path) -> Result:
 
 
 def load_all(folder: Path) -> Iterator[tuple[Path, Result]]:
-    """Every benchmark result in a folder, by name; files of other kinds (scores) are left out."""
+    """Every benchmark result in a folder, by name; files of other kinds (scores, loaders) are left out."""
     for path in sorted(folder.glob("*.json")):
-        if "checkpoints" not in json.loads(path.read_text(encoding="utf-8")):
+        if not {"checkpoints", "loader"} & json.loads(path.read_text(encoding="utf-8")).keys():
             yield path, load(path)
 
 

@@ -14,8 +14,9 @@ import torch
 import fastsr
 from fastsr.bench import memory, verify
 from fastsr.bench.cases import Case, make_case
+from fastsr.bench.limit import TooSlow, limited
 from fastsr.bench.machine import ceilings, environment
-from fastsr.bench.measure import BrokenRunnerError, noisy, summary, take_turns
+from fastsr.bench.measure import BrokenRunnerError, Turns, doubt, noisy, summary, take_turns
 from fastsr.bench.peers import PeerMissing, Runner, make_runner
 from fastsr.bench.registry import DIRECTIONS, DTYPES, LAYOUTS, Grid, Peer, Registry, nearest, parse_size
 from fastsr.bench.results import ResultFile, Row, best_peer, ratio
@@ -34,6 +35,7 @@ class Request:
         seconds: for the timed part of each row; each peer is timed in several turns in any case.
         memory: also measure peaks on the CPU, each peer in a process of its own.
         budget: seconds after which no further row is begun; None for as long as it takes.
+        peer_limit: seconds in which a peer must be ready, compiled and checked; None for as long as it takes.
     """
 
     groups: list[str]
@@ -48,6 +50,7 @@ class Request:
     seconds: float = 3.0
     memory: bool = False
     budget: float | None = None
+    peer_limit: float | None = 45.0
 
     def settings(self) -> dict[str, Any]:
         """What must be equal for rows to belong to one result."""
@@ -141,21 +144,23 @@ def measure(case: Case, names: list[str], request: Request, registry: Registry, 
         return row
     runners: dict[str, Runner] = {}
     for name in names:
-        made = _ready(registry.peers[name], case, request.device, want, tolerance(registry, case))
+        made = _ready(registry.peers[name], case, request, want, tolerance(registry, case))
         if isinstance(made, Runner):
             runners[name] = made
         else:
             row["peers"][name] = {"reason": made}
     del want
     times, row["noise"] = _timed(runners, request, row)
-    for name, values in times.items():
-        row["peers"][name] = _figures(summary(values), work, limits, case.dtype)
+    for name, turns in times.items():
+        row["peers"][name] = _figures(summary([value for turn in turns for value in turn]), work, limits, case.dtype)
         _add_peak(row["peers"][name], registry.peers[name], runners[name], case, request)
     floor = work.floor(limits, case.dtype)
     row["floor_ms"], row["bound"] = floor or (None, None)
     best = best_peer(row)
     row["best_peer"], row["ratio"] = (best[0] if best else None), ratio(row)
-    row["noisy"] = noisy(row["noise"], [row["peers"][name] for name in ("fastsr", row["best_peer"]) if name in times])
+    if times:
+        row["noise"]["doubt"] = doubt(times)
+    row["noisy"] = noisy(row["noise"])
     return row
 
 
@@ -174,20 +179,23 @@ def _fits(peer: Peer, case: Case) -> bool:
     return case.group in peer.groups and case.direction in peer.directions
 
 
-def _ready(peer: Peer, case: Case, device: torch.device, want: list[Any], allowed: float) -> Runner | str:
+def _ready(peer: Peer, case: Case, request: Request, want: list[Any], allowed: float) -> Runner | str:
     """The peer, made and found right, or why it cannot be timed."""
     try:
-        runner = make_runner(peer, case, device)
-        return verify.problem(runner, case, want, allowed) or runner
+        with limited(None if peer.ours else request.peer_limit):
+            runner = make_runner(peer, case, request.device)
+            return verify.problem(runner, case, want, allowed) or runner
+    except TooSlow as slow:
+        return f"{slow}; raise --peer-limit"
     except PeerMissing as missing:
         return str(missing)
     except Exception as error:  # a peer that breaks is a row, not the end
         return _sentence(error)
 
 
-def _timed(runners: dict[str, Runner], request: Request, row: Row) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def _timed(runners: dict[str, Runner], request: Request, row: Row) -> tuple[dict[str, Turns], dict[str, Any]]:
     """Takes turns; without those who break on the way."""
-    least = 3 if request.quick else 5
+    least = 5
     seconds = request.seconds / 10 if request.quick else request.seconds
     while True:
         try:

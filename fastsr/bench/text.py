@@ -33,10 +33,13 @@ def line(row: Row) -> str:
 
 
 def noise(row: Mapping[str, Any]) -> str:
-    """What the probe saw, in words."""
+    """What the turns and the probe saw, in words."""
     found = row["noise"]
-    steal = found.get("steal")
-    return f"probe spread {found['spread']:.1%}" + ("" if steal is None else f", steal {steal:.1%}")
+    parts = [f"ratio to {found['doubt']:.1%}"] if "doubt" in found else []
+    parts.append(f"probe spread {found['spread']:.1%}")
+    if found.get("steal") is not None:
+        parts.append(f"steal {found['steal']:.1%}")
+    return ", ".join(parts)
 
 
 def peer(found: Mapping[str, Any]) -> str:

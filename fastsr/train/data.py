@@ -8,9 +8,14 @@ a crop, flips and a rotation drawn from a generator seeded with (seed, n). Step 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +32,52 @@ __all__ = ["PatchDataset", "make_loader", "open_pairs"]
 
 log = logging.getLogger(__name__)
 _ROUND, _CUT = 0, 1  # streams of random numbers
+# A forked worker sees the images that its parent decoded; elsewhere each worker decodes for itself.
+_FORK = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
 
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sample n as uint8 tensors: LR [3, patch, patch] and HR [3, patch * scale, patch * scale]."""
+    """Sample n as uint8 tensors: LR [3, patch, patch] and HR [3, patch * scale, patch * scale].
+
+    Decoded images are kept up to the budget: those that `fill` reads are shared by all forked workers, and a worker
+    that starts without them keeps its own in its share of the budget.
+    """
 
     def __init__(self, hr: Source, lr: Source, keys: list[str], scale: int, data: Data, seed: int) -> None:
         self.hr, self.lr, self.keys = hr, lr, keys
         self.scale, self.data, self.seed = scale, data, seed
         self.bad: set[str] = set()
         self._cache: dict[str, tuple[Pixels, Pixels]] = {}
-        self._left = data.cache_mib * 2**20 // max(data.workers, 1)
+        self._left = data.cache_mib * 2**20
+        self._filled = False
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_cache": {}}
+        """For a worker that is not forked: without the images."""
+        share = self.data.cache_mib * 2**20 // max(self.data.workers, 1)
+        return {**self.__dict__, "_cache": {}, "_left": share, "_filled": False}
+
+    def fill(self) -> None:
+        """Reads every image once, in threads: makes what LR images are missing, finds those that are bad, keeps the
+        decoded ones within the budget."""
+        threads = min(8, os.cpu_count() or 1)
+        keys, size = iter(self.keys), 0
+        with ThreadPoolExecutor(threads) as pool:
+            while part := list(islice(keys, 4 * threads)):  # a part at a time, because results wait in memory
+                for key, found in zip(part, pool.map(self._read, part), strict=True):
+                    if isinstance(found, ImageError):
+                        self.skip(key, found)
+                    else:
+                        size += sum(image.nbytes for image in found)
+                        self._keep(key, found)
+        if len(self._cache) < len(self.keys) - len(self.bad):
+            log.warning(
+                "%d of %d images fit into data.cache_mib=%d; the others are decoded for every patch, which is slow: "
+                "set it to %d, or cut the images into smaller ones",
+                *(len(self._cache), len(self.keys), self.data.cache_mib, -(-size // 2**20)),
+            )
+        self._filled = True
+        self.hr.close()
+        self.lr.close()
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         count = len(self.keys)
@@ -71,26 +108,48 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         """A whole LR image and its HR image, from memory if the budget held them."""
         if key in self._cache:
             return self._cache[key]
-        hr = self.hr.read(key)
-        lr = self.lr.reduce(key, hr) if isinstance(self.lr, BicubicSource) else self.lr.read(key)
+        found = self._read(key)
+        if isinstance(found, ImageError):
+            raise found
+        if not self._filled:  # or every worker would fill what is left of the budget
+            self._keep(key, found)
+        return found
+
+    def _read(self, key: str) -> tuple[Pixels, Pixels] | ImageError:
+        try:
+            hr = self.hr.read(key)
+            lr = self.lr.reduce(key, hr) if isinstance(self.lr, BicubicSource) else self.lr.read(key)
+        except ImageError as error:
+            return error
         self._check(key, lr, hr)
-        size = lr.nbytes + hr.nbytes
-        if size <= self._left:
-            self._left -= size
-            self._cache[key] = lr, hr
         return lr, hr
 
+    def _keep(self, key: str, found: tuple[Pixels, Pixels]) -> None:
+        size = sum(image.nbytes for image in found)
+        if size <= self._left:
+            self._left -= size
+            self._cache[key] = found
+
+    def check_sides(self, key: str) -> None:
+        """What the headers tell of a pair that does not fit, before any time goes into decoding."""
+        hr, lr = self.hr.sides(key), self.lr.sides(key)
+        if hr is not None:
+            self._check_sizes(key, lr or (hr[0] // self.scale, hr[1] // self.scale), hr)
+
     def _check(self, key: str, lr: Pixels, hr: Pixels) -> None:
-        height, width = hr.shape[0] // self.scale, hr.shape[1] // self.scale
-        if lr.shape[:2] != (height, width):
+        self._check_sizes(key, lr.shape[:2], hr.shape[:2])
+
+    def _check_sizes(self, key: str, lr: tuple[int, ...], hr: tuple[int, ...]) -> None:
+        height, width = hr[0] // self.scale, hr[1] // self.scale
+        if tuple(lr) != (height, width):
             raise InputError(
-                f"{self.lr.where(key)} is {lr.shape[1]}x{lr.shape[0]} (width x height); at scale {self.scale} "
-                f"{self.hr.where(key)} of {hr.shape[1]}x{hr.shape[0]} needs one of {width}x{height}"
+                f"{self.lr.where(key)} is {lr[1]}x{lr[0]} (width x height); at scale {self.scale} "
+                f"{self.hr.where(key)} of {hr[1]}x{hr[0]} needs one of {width}x{height}"
             )
         if min(height, width) < self.data.patch:
             least = self.data.patch * self.scale
             raise InputError(
-                f"{self.hr.where(key)} is {hr.shape[1]}x{hr.shape[0]}; patches of data.patch={self.data.patch} "
+                f"{self.hr.where(key)} is {hr[1]}x{hr[0]}; patches of data.patch={self.data.patch} "
                 f"at scale {self.scale} need at least {least}x{least}, so leave it out or take smaller patches"
             )
 
@@ -134,7 +193,7 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
     """The training images of a recipe, checked one by one; bicubic LR images that are missing are made.
 
     Args:
-        make: read every image now. Only one process of a node need do it.
+        make: read every image now, which makes the LR images. Only one process may do it at a time.
 
     Raises:
         InputError: a folder is missing, HR and LR do not match, or an image is smaller than a patch.
@@ -146,10 +205,9 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
         lr.where(key)
     dataset = PatchDataset(hr, lr, keys, scale, data, seed)
     for key in keys if make else ():
-        try:
-            dataset.pair(key)
-        except ImageError as error:
-            dataset.skip(key, error)
+        dataset.check_sides(key)
+    if make:
+        dataset.fill()
     return dataset
 
 
@@ -163,6 +221,7 @@ def make_loader(
         batch_size=batch // world // parts,
         sampler=_Share(start, stop, batch, rank, world),
         num_workers=workers,
+        multiprocessing_context="fork" if workers and _FORK else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # or the loader would draw from the generator that checkpoints keep
@@ -193,6 +252,12 @@ class _Partners(Source):
 
     def read(self, key: str) -> Pixels:
         return self.source.read(self._partner(key))
+
+    def close(self) -> None:
+        self.source.close()
+
+    def sides(self, key: str) -> tuple[int, int] | None:
+        return self.source.sides(self._partner(key))
 
     def where(self, key: str) -> str:
         return self.source.where(self._partner(key))

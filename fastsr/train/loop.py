@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import fastsr
 from fastsr.errors import InputError, TrainingError
 from fastsr.models import SuperResolutionNet, create_model, save
 from fastsr.models.checkpoint import read_state_dict
+from fastsr.train.around import Signals, settings
 from fastsr.train.checkpoint import load_latest, write_state
 from fastsr.train.data import make_loader, open_pairs
 from fastsr.train.processes import Processes
-from fastsr.train.recipe import Compute, Recipe, describe_differences
+from fastsr.train.recipe import Recipe, describe_differences
 from fastsr.train.report import Report
 from fastsr.train.schedule import learning_rate, progress
 from fastsr.train.validate import Validator
@@ -46,8 +43,10 @@ def train(recipe: Recipe) -> Path:
         TrainingError: the loss is not finite.
     """
     compute = recipe.compute
-    with _settings(compute), Processes(compute.device) as processes, _Signals() as signals:
+    with settings(compute), Processes(compute.device) as processes, Signals() as signals:
         torch.manual_seed(recipe.seed)
+        if not processes.first:  # or each process would tell the same
+            logging.getLogger("fastsr").setLevel(logging.ERROR)
         trainer = Trainer(recipe, processes)
         trainer.resume()
         trainer.run(signals)
@@ -72,6 +71,7 @@ class Trainer:
                 f"data.patch is {recipe.data.patch}; {recipe.model.name} needs at least {self.net.min_size}"
             )
         self.validator = Validator(recipe, self.device)
+        self._found = self._look_for_state()  # before the images are read: that may take long, and a mistake shows here
         self.data = self._open_data()
         self.optimizer = _optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.compute.precision == "fp16")
@@ -79,6 +79,7 @@ class Trainer:
         if recipe.ema is not None:
             self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
         self.step, self.minutes, self.best = 0, 0.0, float("-inf")
+        self.waited = 0.0  # seconds that steps have waited for the loader
         self.model: nn.Module = self.net
         if recipe.compute.compile:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
@@ -90,6 +91,8 @@ class Trainer:
         first, recipe = self.processes.first, self.recipe
         data = open_pairs(recipe.data, recipe.model.scale, recipe.seed, make=first)
         self.processes.wait()
+        if not first:
+            data.fill()
         return data
 
     @property
@@ -115,21 +118,22 @@ class Trainer:
             "bad_images": sorted(self.data.bad),
         }
 
-    def resume(self) -> None:
-        """Continues from the newest whole checkpoint of the run's folder, if there is one.
-
-        Raises:
-            InputError: that run had another recipe.
-        """
+    def _look_for_state(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint of the run's folder; InputError if that run had another recipe."""
         state = load_latest(self.recipe.folder)
-        if state is None:
-            return
-        different = describe_differences(state["recipe"], self.recipe.as_dict())
+        different = describe_differences(state["recipe"], self.recipe.as_dict()) if state is not None else []
         if different:
             raise InputError(
                 f"{self.recipe.folder} holds a run of another recipe ({'; '.join(different)}); "
                 "train with the recipe it has, or under another name"
             )
+        return state
+
+    def resume(self) -> None:
+        """Continues from the newest whole checkpoint of the run's folder, if there is one."""
+        state, self._found = self._found, None
+        if state is None:
+            return
         self.net.load_state_dict(state["net"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -143,13 +147,13 @@ class Trainer:
         if self.device.type == "cuda" and rank < len(state["random_cuda"]):
             torch.cuda.set_rng_state(state["random_cuda"][rank], self.device)
 
-    def run(self, signals: _Signals) -> None:
+    def run(self, signals: Signals) -> None:
         """Trains to the end, or until a signal."""
         recipe, processes = self.recipe, self.processes
         started = time.monotonic() - 60 * self.minutes
         saved = self.step
         with Report(recipe, processes.first, self.step) as report:
-            batches = iter(self._loader())
+            batches = iter(self.loader())
             stop = False  # what all processes agree on; a signal may reach one of them in the middle of a step
             while self.step < recipe.schedule.steps and not stop:
                 self.minutes = processes.from_first((time.monotonic() - started) / 60)
@@ -158,7 +162,7 @@ class Trainer:
                 rate = learning_rate(recipe.schedule, recipe.optimizer.lr, self.step, self.minutes)
                 loss, stop = self.train_step(batches, rate, signals.stop)
                 self.step += 1
-                report.step(self.step, loss, rate, self.minutes)
+                report.step(self.step, loss, rate, self.minutes, self.waited)
                 if self.step % recipe.validation.every == 0:
                     self.validate(report)
                 if self.step % recipe.saving.every == 0:
@@ -183,7 +187,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(parts):
-            lr, hr = (self._to_device(batch) for batch in next(batches))
+            begin = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - begin
+            lr, hr = (self._to_device(images) for images in batch)
             distributed = isinstance(self.model, DistributedDataParallel)
             wait = self.model.no_sync() if distributed and part < parts - 1 else contextlib.nullcontext()  # type: ignore[operator]
             with wait:
@@ -222,12 +229,13 @@ class Trainer:
             write_state(self.recipe.folder, self.step, state, self.recipe.saving.keep)
         self.processes.wait()
 
-    def _loader(self) -> Any:
+    def loader(self, stop: int | None = None) -> Any:
+        """The batches from the step at hand to step `stop`, by default the last one."""
         optimizer, processes = self.recipe.optimizer, self.processes
         return make_loader(
             self.data,
             start=self.step,
-            stop=self.recipe.schedule.steps,
+            stop=self.recipe.schedule.steps if stop is None else stop,
             batch=optimizer.batch,
             parts=optimizer.accumulate,
             rank=processes.rank,
@@ -282,44 +290,3 @@ def _optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     settings = recipe.optimizer
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
     return kind(net.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
-
-
-@contextlib.contextmanager
-def _settings(compute: Compute) -> Iterator[None]:
-    """PyTorch's process-wide settings as the recipe wants them, and as they were afterwards."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    tf32 = matmul.allow_tf32, cudnn.allow_tf32
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(compute.deterministic)
-    matmul.allow_tf32 = cudnn.allow_tf32 = compute.precision == "tf32"
-    try:
-        with fastsr.backend(compute.backend):
-            yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        matmul.allow_tf32, cudnn.allow_tf32 = tf32
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into a wish to stop; a second Ctrl-C interrupts at once. A context."""
-
-    def __init__(self) -> None:
-        self.stop = False
-        self._before: dict[int, Any] = {}
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stop = True
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

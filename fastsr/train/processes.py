@@ -1,4 +1,4 @@
-"""One process or several: what torchrun set up, and what the processes tell each other."""
+"""One process or several: what torchrun or another launcher set up, and what the processes tell each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastsr import _env
 from fastsr._device import find_device
 from fastsr.errors import InputError
 
@@ -18,7 +19,8 @@ _TIMEOUT = timedelta(minutes=30)  # the first process may be making LR images wh
 
 
 class Processes:
-    """The process group of a run; a context that leaves it. Without torchrun there is one process and no group.
+    """The process group of a run; a context that leaves it. Without torchrun, or a launcher that sets the same
+    variables, there is one process and no group.
 
     Attributes:
         rank, world: the number of this process and of all.
@@ -27,7 +29,7 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        launched = dist.is_torchelastic_launched()
+        launched = dist.is_torchelastic_launched() or _env.launched()
         cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
         self.rank, self.world = 0, 1
         if launched:
@@ -39,10 +41,7 @@ class Processes:
             try:
                 dist.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
             except (dist.DistError, RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(
-                    f"the processes cannot be connected ({reason}); see torchrun's --rdzv-endpoint"
-                ) from error
+                raise InputError(_in_words(error)) from error
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if device == "auto":
             device = "cuda" if cuda else "cpu"
@@ -86,6 +85,16 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._group and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _in_words(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if "EADDRINUSE" in reason:
+        return (
+            f"the port {_env.master_port()}, where the processes should meet, is in use; pass another MASTER_PORT, or "
+            "start them with torchrun --standalone, which takes a free one"
+        )
+    return f"the processes cannot be connected ({reason}); see torchrun's --rdzv-endpoint"
 
 
 def _check_gpu(local: int) -> None:

@@ -59,7 +59,7 @@ class Data(Section, frozen=True, kw_only=True):
     flip: bool = True
     rotate: bool = True
     workers: NotNegative = 0
-    cache_mib: NotNegative = 1024  # decoded images kept in memory, all workers of a process together
+    cache_mib: NotNegative = 1024  # decoded images kept in memory by each process, for all its workers
     max_bad_images: NotNegative = 10
 
 

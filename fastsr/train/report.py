@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastsr._files import atomic_write
 from fastsr.errors import CheckpointError
 from fastsr.evaluate import EvalResult
 from fastsr.train.recipe import Recipe
@@ -19,19 +21,21 @@ from fastsr.train.recipe import Recipe
 __all__ = ["Report"]
 
 log = logging.getLogger(__name__)
+_SLOW_LOADER = 0.1  # share of the time that steps may wait for the loader before the log says so
 
 
 class Report:
     """The reports of one process; only the first one writes. A context.
 
-    `training.csv` has a row every `log_every` steps (the mean loss since the last row), `validation.csv` one for each
-    folder and validation. Rows after the step that a run continues from are removed.
+    `training.csv` has a row every `log_every` steps (the mean loss since the last row, and the share of the time that
+    steps waited for the loader), `validation.csv` one for each folder and validation. Rows after the step that a run
+    continues from are removed.
     """
 
     def __init__(self, recipe: Recipe, first: bool, step: int) -> None:
         self.first, self.every, self.batch = first, recipe.log_every, recipe.optimizer.batch
         self._losses: list[float] = []
-        self._since = time.monotonic()
+        self._since, self._waited, self._warned = time.monotonic(), 0.0, False
         self._shown: dict[str, str] = {}
         self._board: Any = None
         self._wandb: Any = None
@@ -42,25 +46,32 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
-            self._training = _Table(folder / "training.csv", ("step", "loss", "lr", "images_per_s", "minutes"), step)
+            columns = ("step", "loss", "lr", "images_per_s", "minutes", "waiting")
+            self._training = _Table(folder / "training.csv", columns, step)
             self._validation = _Table(folder / "validation.csv", ("step", "folder", "psnr_y", "ssim_y"), step)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
         self._board = _tensorboard(folder, step)
         self._wandb = _wandb(recipe)
 
-    def step(self, step: int, loss: float, rate: float, minutes: float) -> None:
-        """After each step."""
+    def step(self, step: int, loss: float, rate: float, minutes: float, waited: float) -> None:
+        """After each step; `waited` counts the seconds that steps have waited for the loader so far."""
         self.bar.update(1)
         self._losses.append(loss)
         if step % self.every or not self.first:
             return
         now = time.monotonic()
         mean = sum(self._losses) / len(self._losses)
-        speed = len(self._losses) * self.batch / max(now - self._since, 1e-9)
-        self._losses, self._since = [], now
-        self._training.add(step, f"{mean:.6g}", f"{rate:.6g}", f"{speed:.1f}", f"{minutes:.3f}")
-        self._send(step, {"loss": mean, "lr": rate, "images_per_s": speed})
+        passed = max(now - self._since, 1e-9)
+        speed, waiting = len(self._losses) * self.batch / passed, min((waited - self._waited) / passed, 1.0)
+        self._losses, self._since, self._waited = [], now, waited
+        self._training.add(step, f"{mean:.6g}", f"{rate:.6g}", f"{speed:.1f}", f"{minutes:.3f}", f"{waiting:.3f}")
+        self._send(step, {"loss": mean, "lr": rate, "images_per_s": speed, "waiting": waiting})
+        if waiting > _SLOW_LOADER and not self._warned:
+            self._warned = True
+            log.warning(
+                "steps wait for images %.0f %% of the time: raise data.workers or data.cache_mib", 100 * waiting
+            )
         self._shown |= {"loss": f"{mean:.5f}", "images/s": f"{speed:.0f}"}
         self.bar.set_postfix(self._shown)
 
@@ -105,9 +116,12 @@ class _Table:
         kept: list[list[str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if len(row) == len(columns) and int(row[0]) <= step]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *kept])
+                head, *rows = list(csv.reader(file)) or [[]]
+            whole = [dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head)]
+            kept = [[row.get(column, "") for column in columns] for row in whole if int(row["step"]) <= step]
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([columns, *kept])
+        atomic_write(path, text.getvalue().encode())  # a full disk must not cost the rows that are there
 
     def add(self, *row: object) -> None:
         try:

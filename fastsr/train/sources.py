@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from fastsr.errors import ImageError, InputError, MissingPackageError
@@ -35,6 +37,13 @@ class Source(ABC):
     @abstractmethod
     def where(self, key: str) -> str: ...
 
+    def sides(self, key: str) -> tuple[int, int] | None:
+        """The shorter and the longer side in pixels without decoding, None where that is not known."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """Lets go of what must not be open when a worker is forked; the next `read` opens it again."""
+
 
 class FolderSource(Source):
     """The images of a folder and the folders below it; a key is the relative path without the ending."""
@@ -54,6 +63,13 @@ class FolderSource(Source):
         if image.peak != 255:
             raise ImageError(f"{self.paths[key]} has 16 bit and training is defined on 8; convert it first")
         return np.ascontiguousarray(image.rgb)
+
+    def sides(self, key: str) -> tuple[int, int] | None:
+        try:
+            with PIL.Image.open(self.paths[key]) as picture:
+                return min(picture.size), max(picture.size)
+        except Exception:  # whatever is wrong with it is told when it is read
+            return None
 
     def where(self, key: str) -> str:
         return str(self.paths[key])
@@ -78,17 +94,27 @@ class LmdbSource(Source):
         if not self.keys:
             raise InputError(f"{folder}/meta_info.txt lists no images")
         self._environment: Any = None
+        self._opening = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None}  # an open LMDB must not cross into a worker
+        return {key: value for key, value in self.__dict__.items() if key != "_opening"} | {"_environment": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_opening": threading.Lock()}
+
+    def close(self) -> None:
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
 
     def read(self, key: str) -> Pixels:
         import cv2
         import lmdb
 
         try:
-            if self._environment is None:
-                self._environment = lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False)
+            with self._opening:
+                if self._environment is None:
+                    self._environment = lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False)
             with self._environment.begin() as transaction:
                 data = transaction.get(key.encode())
         except lmdb.Error as error:
@@ -133,7 +159,10 @@ class BicubicSource(Source):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the folder {path.parent} cannot be made: {error.strerror or error}") from error
-        write_image(path, Image(lr))
+        try:
+            write_image(path, Image(lr))
+        except ImageError as error:  # not the fault of an image, which could be skipped
+            raise InputError(f"{error}; make room, or put data.lr_cache elsewhere") from error
         return lr
 
     def where(self, key: str) -> str:

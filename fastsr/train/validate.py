@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from fastsr.train.recipe import Recipe
 from fastsr.upscale import upscale_image
 
 __all__ = ["Validator"]
+
+log = logging.getLogger(__name__)
 
 
 class Validator:
@@ -49,9 +52,9 @@ class Validator:
         folder = self.recipe.folder / "pictures" / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImageError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
-        write_image(folder / f"{path.stem}.png", sr)
+            write_image(folder / f"{path.stem}.png", sr)
+        except (OSError, ImageError) as error:  # no reason to end a run
+            log.warning("no sample picture: %s", error)
 
 
 def _images(folder: Path) -> list[Path]:
