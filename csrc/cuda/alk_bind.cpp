@@ -1,52 +1,25 @@
 // fastsr::_cuda_alk_conv, _cuda_alk_stage and their backwards: checks, outputs, workspace, launch.
-#include <array>
 #include <optional>
 #include <vector>
 
 #include "../alk_checks.h"
 #include "alk.h"
-#include "tensors.h"
+#include "parameters.h"
 
 namespace fastsr::cuda {
 namespace {
 
-// The parameters as one dtype, contiguous: their own if they share it, else float32.
-class Parameters {
- public:
-  Parameters(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias)
-      : given_{d_weight,      d_bias,          &w.pw_weight,  &w.lora1_weight, &w.lora1_bias, &w.lora2_weight,
-               &w.lora2_bias, &w.small_weight, &w.small_bias, &w.norm_weight,  &w.norm_bias},
-        dtype_(w.pw_weight.scalar_type()) {
-    for (const Tensor* p : given_) {
-      if (!p) continue;
-      check_on_device(op, x, *p, "a weight");
-      if (p->scalar_type() != dtype_) dtype_ = ScalarType::Float;
-    }
-    for (const Tensor* p : given_)
-      used_.push_back(p ? torch::stable::contiguous(torch::stable::to(*p, dtype_)) : w.pw_weight);
-  }
-  void fill(AlkCall& call) const {
-    call.parameter_dtype = dtype_code(dtype_);
-    for (int i = 0; i < 11; ++i) call.parameters[i] = given_[i] ? used_[i].const_data_ptr() : nullptr;
-  }
-  // Uninitialised gradients; those of absent parameters are empty.
-  std::vector<Tensor> gradients(AlkCall& call) const {
-    std::vector<Tensor> to;
-    for (int i = 0; i < 11; ++i) {
-      to.push_back(given_[i] ? torch::stable::empty_like(used_[i]) : used_[i]);
-      call.gradients[i] = given_[i] ? to[i].mutable_data_ptr() : nullptr;
-    }
-    return to;
-  }
-  Tensor in_own_dtype(const Tensor& gradient, int i) const {
-    return torch::stable::to(gradient, given_[i]->scalar_type());
-  }
+Parameters parameters_of(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor* d_weight,
+                         const Tensor* d_bias) {
+  return Parameters(op, x,
+                    {d_weight, d_bias, &w.pw_weight, &w.lora1_weight, &w.lora1_bias, &w.lora2_weight, &w.lora2_bias,
+                     &w.small_weight, &w.small_bias, &w.norm_weight, &w.norm_bias});
+}
 
- private:
-  std::array<const Tensor*, 11> given_;
-  ScalarType dtype_;
-  std::vector<Tensor> used_;
-};
+void use(AlkCall& call, const Parameters& parameters) {
+  call.parameter_dtype = parameters.dtype();
+  for (int i = 0; i < 11; ++i) call.parameters[i] = parameters.data(i);
+}
 
 void check_limits(const char* op, int64_t k, int64_t accuracy) {
   STD_TORCH_CHECK(accuracy >= 0 && accuracy <= 2, op, ": accuracy is ", accuracy, "; pass 0, 1 or 2");
@@ -79,8 +52,8 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Tensor& x, const AlkWei
                                    const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy) {
   AlkCall call = call_of(op, x, w, d_weight, d_bias, eps, activation, accuracy);
   const DeviceGuard guard(x.get_device_index());
-  const Parameters parameters(op, x, w, d_weight, d_bias);
-  parameters.fill(call);
+  const Parameters parameters = parameters_of(op, x, w, d_weight, d_bias);
+  use(call, parameters);
   Tensor y = empty_map(x, call.k), distilled = d_weight ? empty_map(x, call.d) : y;
   if (x.size(0) * x.size(2) * x.size(3) == 0) return {distilled, y};
   call.y = view_of<TensorView>(y);
@@ -111,8 +84,8 @@ Tensor alk_conv_pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, con
   call.taps = l1w.size(2);
   call.x.size[1] = pw.size(1);
   const DeviceGuard guard(pw.get_device_index());
-  const Parameters parameters(kOp, pw, w, dw, db);
-  parameters.fill(call);
+  const Parameters parameters = parameters_of(kOp, pw, w, dw, db);
+  use(call, parameters);
   Tensor packed = workspace(pw, alk_packed_bytes(call));
   check_launch(kOp, alk_pack(call, packed.mutable_data_ptr(), current_stream(pw)));
   return packed;
@@ -183,16 +156,17 @@ Gradients backward(const char* op, const Tensor& grad, const Tensor* grad_distil
     call.distilled = view_of<TensorView>(*grad_distilled);
   }
   const DeviceGuard guard(x.get_device_index());
-  const Parameters parameters(op, x, w, d_weight, d_bias);
-  parameters.fill(call);
+  const Parameters parameters = parameters_of(op, x, w, d_weight, d_bias);
+  use(call, parameters);
   Tensor dx = empty_map(x, x.size(1));
   call.y = view_of<TensorView>(grad);
   call.dx = view_of<TensorView>(dx);
-  std::vector<Tensor> gradients = parameters.gradients(call);
+  std::vector<Tensor> gradients = parameters.gradients();
+  for (int i = 0; i < 11; ++i) call.gradients[i] = parameters.data(i) ? gradients[i].mutable_data_ptr() : nullptr;
   const Tensor memory = workspace(x, alk_backward_workspace(call));
   call.workspace = memory.mutable_data_ptr();
   check_launch(op, alk_backward(call, current_stream(x)));
-  for (int i = d_weight ? 0 : 2; i < 11; ++i) gradients[i] = parameters.in_own_dtype(gradients[i], i);
+  for (int i = 0; i < 11; ++i) gradients[i] = parameters.in_own_dtype(gradients[i], i);
   return {dx, gradients};
 }
 
