@@ -55,9 +55,14 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
     wait_for_copies();
     __syncthreads();
     if (sums_up && threadIdx.x < kGradientSide) {
-      float of_tile = 0.f;
-#pragma unroll 8
-      for (int p = 0; p < kGradientPixels; ++p) of_tile += to_float(g_tile[p * G::kPitch + threadIdx.x]);
+      float of_tile = 0.f;  // by rows, which loses less than one chain
+#pragma unroll 1
+      for (int p = 0; p < kGradientPixels; p += kTileColumns) {
+        float of_row = 0.f;
+#pragma unroll
+        for (int i = 0; i < kTileColumns; ++i) of_row += to_float(g_tile[(p + i) * G::kPitch + threadIdx.x]);
+        of_tile += of_row;
+      }
       total += of_tile;
     }
     if constexpr (kTensorCores) {
