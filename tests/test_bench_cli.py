@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ def test_a_wrong_peer_gets_no_time(capsys, tmp_path: Path, monkeypatch: pytest.M
         (["ops", "--shape", "12"], "WIDTHxHEIGHT"),
         (["ops", "--seconds", "0"], "--seconds is 0; pass more than 0"),
         (["ops", "--threads", "0"], "--threads is 0"),
+        (["ops", "--peer-limit", "-1"], "--peer-limit is -1"),
         (["ntire"], "pass their folder as --lr-dir"),
         (["ntire", "ops"], "a measurement of its own"),
     ],
@@ -162,3 +164,20 @@ def test_the_peak_of_a_process_of_its_own() -> None:
         pytest.skip(found["reason"])
     one = 4 * 58 * 512 * 512 / 2**20
     assert 0.9 * one <= found["peak_mb"] <= 5 * one
+
+
+def test_a_peer_that_is_not_ready_in_time_is_a_row_with_the_reason(capsys, tmp_path: Path, monkeypatch) -> None:
+    honest = run.make_runner
+
+    def slow(peer, case, device):
+        if peer.name == "eager":
+            time.sleep(30)
+        return honest(peer, case, device)
+
+    monkeypatch.setattr(run, "make_runner", slow)
+    path = tmp_path / "result.json"
+    arguments = ("ops", "--names", "pixel_norm", "--shape", "16x16", "--peer-limit", "2", "--json", path)
+    assert bench(capsys, *arguments)[0] == 0
+    peers = json.loads(path.read_text())["rows"][0]["peers"]
+    assert peers["eager"] == {"reason": "not ready within 2 s; raise --peer-limit"}
+    assert "ms" in peers["fastsr"] and "ms" in peers["eager channels_last"]
