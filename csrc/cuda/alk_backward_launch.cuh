@@ -91,7 +91,7 @@ cudaError_t sum_alk_gradients(const AlkCall& call, const AlkScratch& at, const c
     sum.to = call.gradients[i];
     add_sum(sums, &count, sum);
   }
-  return start_sums(sums, count, stream);
+  return sum_partials(sums, count, stream);
 }
 
 template <class T>

@@ -43,7 +43,7 @@ CcaCall call_of(const Tensor& x, const Layers& l, const Tensor* norm_weight, con
   return call;
 }
 
-void use(CcaCall& call, const ParameterSet& parameters, size_t count) {
+void use(CcaCall& call, const Parameters& parameters, size_t count) {
   call.parameter_dtype = parameters.dtype();
   for (size_t i = 0; i < count; ++i) call.parameters[i] = parameters.data(i);
 }
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shortcut, cons
   CcaCall call = call_of(x, {w0, b0, w2, b2}, gamma, beta, eps);
   check_map(x, shortcut, "shortcut");
   const DeviceGuard guard(x.get_device_index());
-  const ParameterSet parameters(kOp, x, {&w0, &b0, &w2, &b2, gamma, beta});
+  const Parameters parameters(kOp, x, {&w0, &b0, &w2, &b2, gamma, beta});
   use(call, parameters, 6);
   Tensor y = empty_map(x, x.size(1));
   const int64_t size[3] = {x.size(0), 2, x.size(1)};
@@ -90,14 +90,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
                   kOp, ": statistics are not those of the forward; pass what it returned");
   const DeviceGuard guard(x.get_device_index());
   const Tensor* norm = gamma ? gamma : &b2;
-  const ParameterSet parameters(kOp, x, {&w0, &b0, &w2, &b2, norm, norm});
+  const Parameters parameters(kOp, x, {&w0, &b0, &w2, &b2, norm, norm});
   use(call, parameters, gamma ? 5 : 4);
   Tensor dx = empty_map(x, x.size(1));
-  std::vector<Tensor> gradients;
-  for (size_t i = 0; i < 6; ++i) {
-    gradients.push_back(parameters.empty_gradient(i));
-    call.gradients[i] = gradients[i].mutable_data_ptr();
-  }
+  std::vector<Tensor> gradients = parameters.gradients();
+  for (size_t i = 0; i < 6; ++i) call.gradients[i] = gradients[i].mutable_data_ptr();
   if (x.numel() == 0) {
     for (Tensor& g : gradients) torch::stable::zero_(g);
   } else {
@@ -108,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     call.workspace = memory.mutable_data_ptr();
     check_launch(kOp, cca_norm_backward(call, current_stream(x)));
   }
-  for (size_t i = 0; i < 6; ++i) gradients[i] = parameters.in_own_dtype(gradients[i], i);
+  for (size_t i = 0; i < 6; ++i) gradients[i] = parameters.in_own_dtype(gradients, i);
   return {dx, gradients[0], gradients[1], gradients[2], gradients[3], gradients[4], gradients[5]};
 }
 

@@ -113,10 +113,10 @@ cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const 
     unfold.d_w[i] = call.gradients[places.w];
     if (places.dw >= 0) unfold.d_dw[i] = call.gradients[places.dw];
   }
-  cudaError_t error = start_sums(direct, sums, stream);
-  if (error == cudaSuccess) error = start_sums(of_dense, dense_sums, stream);
+  cudaError_t error = sum_partials(direct, sums, stream);
+  if (error == cudaSuccess) error = sum_partials(of_dense, dense_sums, stream);
   if (error != cudaSuccess) return error;
-  return launch(esa_unfold_kernel, 1 + s.layers, kProductThreads, 0, stream, unfold);
+  return launch(esa_unfold_kernel<kProductThreads>, 1 + s.layers, kProductThreads, 0, stream, unfold);
 }
 
 template <class T>

@@ -33,10 +33,10 @@ void check_weights(int64_t c, const Tensors& w) {
   check_weight(kOp, w[count - 1], {c}, "conv4_bias");
 }
 
-ParameterSet parameters_of(const Tensor& x, const Tensors& weights) {
+Parameters parameters_of(const Tensor& x, const Tensors& weights) {
   std::vector<const Tensor*> given;
   for (const Tensor& w : weights) given.push_back(&w);
-  return ParameterSet(kOp, x, given);
+  return Parameters(kOp, x, given);
 }
 
 EsaCall call_of(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy) {
@@ -60,7 +60,7 @@ EsaCall call_of(const Tensor& x, const Tensors& weights, int64_t padding, int64_
   return call;
 }
 
-void use(EsaCall& call, const ParameterSet& parameters) {
+void use(EsaCall& call, const Parameters& parameters) {
   call.parameter_dtype = parameters.dtype();
   for (int64_t i = 0; i < call.count; ++i) call.parameters[i] = parameters.data(i);
 }
@@ -68,7 +68,7 @@ void use(EsaCall& call, const ParameterSet& parameters) {
 Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy) {
   EsaCall call = call_of(x, weights, padding, accuracy);
   const DeviceGuard guard(x.get_device_index());
-  const ParameterSet parameters = parameters_of(x, weights);
+  const Parameters parameters = parameters_of(x, weights);
   use(call, parameters);
   Tensor y = empty_map(x, x.size(1));
   if (x.size(0) == 0) return y;
@@ -86,14 +86,11 @@ std::tuple<Tensor, Tensors> backward(const Tensor& grad, const Tensor& x, const 
   check_on_device(kOp, x, grad, "grad");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), kOp, ": grad and x differ in dtype");
   const DeviceGuard guard(x.get_device_index());
-  const ParameterSet parameters = parameters_of(x, weights);
+  const Parameters parameters = parameters_of(x, weights);
   use(call, parameters);
   Tensor dx = empty_map(x, x.size(1));
-  Tensors gradients;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    gradients.push_back(parameters.empty_gradient(i));
-    call.gradients[i] = gradients[i].mutable_data_ptr();
-  }
+  Tensors gradients = parameters.gradients();
+  for (size_t i = 0; i < weights.size(); ++i) call.gradients[i] = gradients[i].mutable_data_ptr();
   if (x.size(0) == 0) {
     for (Tensor& g : gradients) torch::stable::zero_(g);
   } else {
@@ -103,7 +100,7 @@ std::tuple<Tensor, Tensors> backward(const Tensor& grad, const Tensor& x, const 
     call.workspace = memory.mutable_data_ptr();
     check_launch(kOp, esa_backward(call, current_stream(x)));
   }
-  for (size_t i = 0; i < weights.size(); ++i) gradients[i] = parameters.in_own_dtype(gradients[i], i);
+  for (size_t i = 0; i < weights.size(); ++i) gradients[i] = parameters.in_own_dtype(gradients, i);
   return {dx, gradients};
 }
 

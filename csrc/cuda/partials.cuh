@@ -8,11 +8,11 @@ namespace fastsr::cuda {
 
 constexpr int kMaxParts = 256;
 
-// One gradient: element i is the sum over rows of column begin + i / width * pitch + i % width.
+// One gradient: element i is the sum over rows of column begin + i / width * pitch + i % width * step.
 struct PartialSum {
   const float* rows;
   void* to;
-  int64_t count, width, pitch, begin, row_size;
+  int64_t count, width, pitch, begin, row_size, step = 1;
 };
 
 struct PartialSums {
@@ -32,7 +32,8 @@ inline void add_sum(PartialSums& all, int* count, const PartialSum& sum) {
   for (int i = *count + 1; i <= PartialSums::kMost; ++i) all.first_block[i] = all.first_block[*count];
 }
 
-__global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const PartialSums all) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads) sum_partials_kernel(const PartialSums all) {
   FASTSR_SHARED_MEMORY(memory);
   float* sums = reinterpret_cast<float*>(memory);  // [8 rows][32 columns]
   int which = 0;
@@ -42,15 +43,15 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const Partial
   const int64_t i = (blockIdx.x - all.first_block[which]) * kSumColumns + lane;
   float sum = 0.f;
   if (i < s.count) {
-    const float* from = s.rows + s.begin + i / s.width * s.pitch + i % s.width;
+    const float* from = s.rows + s.begin + i / s.width * s.pitch + i % s.width * s.step;
 #pragma unroll 4
-    for (int row = warp; row < all.parts; row += kSumThreads / 32) sum += from[row * s.row_size];
+    for (int row = warp; row < all.parts; row += Threads / 32) sum += from[row * s.row_size];
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (warp > 0 || i >= s.count) return;
 #pragma unroll
-  for (int w = 1; w < kSumThreads / 32; ++w) sum += sums[w * 32 + lane];
+  for (int w = 1; w < Threads / 32; ++w) sum += sums[w * 32 + lane];
   if (all.dtype == 0)
     static_cast<float*>(s.to)[i] = sum;
   else if (all.dtype == 1)
@@ -59,9 +60,10 @@ __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const Partial
     static_cast<BFloat16*>(s.to)[i] = from_float<BFloat16>(sum);
 }
 
-inline cudaError_t start_sums(const PartialSums& all, int count, cudaStream_t stream) {
-  return launch(sum_partials_kernel, all.first_block[count], kSumThreads, kSumThreads * static_cast<int>(sizeof(float)),
-                stream, all);
+// Of the `count` gradients that were added.
+inline cudaError_t sum_partials(const PartialSums& all, int count, cudaStream_t stream) {
+  constexpr int kShared = kSumThreads * static_cast<int>(sizeof(float));
+  return launch(sum_partials_kernel<kSumThreads>, all.first_block[count], kSumThreads, kShared, stream, all);
 }
 
 // Rows of partial sums for a kernel that has `blocks` CTAs for each: enough CTAs, but few rows.

@@ -18,7 +18,7 @@ cudaError_t backward_as(const PixelNormCall& call, cudaStream_t stream) {
   int count = 0;
   add_sum(sums, &count, {a.sums, call.d_weight, c, c, 0, 0, 2 * c});
   add_sum(sums, &count, {a.sums, call.d_bias, c, c, 0, c, 2 * c});
-  return start_sums(sums, count, stream);
+  return sum_partials(sums, count, stream);
 }
 
 }  // namespace

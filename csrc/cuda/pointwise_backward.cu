@@ -80,7 +80,7 @@ cudaError_t backward_as(const PointwiseCall& call, cudaStream_t stream) {
   const int64_t k = call.y.size[1], elements = k * w.c;
   add_sum(sums, &count, {w.partials, call.d_weight, elements, elements, 0, 0, at.row});
   add_sum(sums, &count, {w.partials, call.d_bias, k, k, 0, elements, at.row});
-  return start_sums(sums, count, stream);
+  return sum_partials(sums, count, stream);
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ PointwiseCall call_of(const Maps& inputs, const Tensor& weight, const Tensor& bi
 
 bool is_empty(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3) == 0; }
 
-void use(PointwiseCall& call, const ParameterSet& parameters) {
+void use(PointwiseCall& call, const Parameters& parameters) {
   call.parameter_dtype = parameters.dtype();
   call.weight = parameters.data(0);
   call.bias = parameters.data(1);
@@ -69,7 +69,7 @@ Tensor forward(const Maps& inputs, const Tensor& weight, const Tensor& bias, con
   PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, accuracy);
   const Tensor& first = inputs[0];
   const DeviceGuard guard(first.get_device_index());
-  const ParameterSet parameters(kOp, first, {&weight, &bias});
+  const Parameters parameters(kOp, first, {&weight, &bias});
   use(call, parameters);
   Tensor y = empty_map(first, weight.size(0));
   if (is_empty(first)) return y;
@@ -90,14 +90,14 @@ std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps
   const int64_t k = weight.size(0);
   check_map(grad, first, k, "grad");
   const DeviceGuard guard(first.get_device_index());
-  const ParameterSet parameters(kOp, first, {&weight, &bias});
+  const Parameters parameters(kOp, first, {&weight, &bias});
   use(call, parameters);
   Maps dx;
   for (size_t i = 0; i < inputs.size(); ++i) {
     dx.push_back(empty_map(inputs[i], inputs[i].size(1)));
     call.dx[i] = view_of<TensorView>(dx[i]);
   }
-  Tensor d_weight = parameters.empty_gradient(0), d_bias = parameters.empty_gradient(1);
+  Maps gradients = parameters.gradients();
   const int64_t nothing = 0;
   Tensor d_shortcut = torch::stable::empty({&nothing, 1}, grad.scalar_type(), std::nullopt, grad.device());
   if (shortcut && activation != 0) {
@@ -105,17 +105,16 @@ std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps
     call.d_shortcut = view_of<TensorView>(d_shortcut);
   }
   if (is_empty(first)) {
-    torch::stable::zero_(d_weight);
-    torch::stable::zero_(d_bias);
+    for (Tensor& g : gradients) torch::stable::zero_(g);
   } else {
     call.y = view_of<TensorView>(grad);
-    call.d_weight = d_weight.mutable_data_ptr();
-    call.d_bias = d_bias.mutable_data_ptr();
+    call.d_weight = gradients[0].mutable_data_ptr();
+    call.d_bias = gradients[1].mutable_data_ptr();
     const Tensor memory = workspace(first, pointwise_backward_workspace(call));
     call.workspace = memory.mutable_data_ptr();
     check_launch(kOp, pointwise_backward(call, current_stream(first)));
   }
-  return {dx, parameters.in_own_dtype(d_weight, 0), parameters.in_own_dtype(d_bias, 1), d_shortcut};
+  return {dx, parameters.in_own_dtype(gradients, 0), parameters.in_own_dtype(gradients, 1), d_shortcut};
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ def build(source: Path, *flags: str, shared: bool = True) -> Path:
 
 
 class View(ctypes.Structure):
-    """TensorView of alk.h."""
+    """TensorView of view.h."""
 
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64 * 4), ("stride", ctypes.c_int64 * 4))
 
@@ -78,6 +78,19 @@ def poisoned(x: Tensor) -> Tensor:
     return x.fill_(torch.nan)
 
 
+def run(library: ctypes.CDLL, name: str, call: Any) -> None:
+    """Call a launcher, with the workspace that it asks for, if it does."""
+    if hasattr(library, f"{name}_workspace"):
+        size = getattr(library, f"{name}_workspace")
+        size.restype = ctypes.c_int64
+        workspace = torch.full((size(ctypes.byref(call)),), POISON, dtype=torch.uint8)
+        call.workspace = workspace.data_ptr()
+    function = getattr(library, name)
+    function.restype = ctypes.c_char_p
+    error = function(ctypes.byref(call), ctypes.c_uint(seed))
+    assert error is None, error.decode()
+
+
 class Library:
     """The launchers of one source file, built at the first call."""
 
@@ -89,22 +102,14 @@ class Library:
         return ctypes.CDLL(str(build(HERE / f"{self.name}.cpp", "-O2")))
 
     def run(self, name: str, call: Any) -> None:
-        """Call launcher `name` with a structure that has a `workspace`, which is poisoned."""
-        size = getattr(self.library, f"{name}_workspace")
-        size.restype = ctypes.c_int64
-        workspace = torch.full((size(ctypes.byref(call)) + 16,), POISON, dtype=torch.uint8)
-        call.workspace = (workspace.data_ptr() + 15) // 16 * 16
-        function = getattr(self.library, name)
-        function.restype = ctypes.c_char_p
-        error = function(ctypes.byref(call), ctypes.c_uint(seed))
-        assert error is None, error.decode()
+        run(self.library, name, call)
 
 
-class Simulator(Library):
-    """alk_conv and alk_stage, called with tensors."""
+class Simulator:
+    """The launchers of alk.cpp, called with tensors."""
 
-    def __init__(self) -> None:
-        super().__init__("alk")
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
 
     def _call(self, x: Tensor, parameters: Sequence[Tensor | None], eps: float, activation: int) -> AlkCall:
         pw, lora1 = parameters[2], parameters[3]
@@ -127,7 +132,7 @@ class Simulator(Library):
         for output in (y, distilled):
             output.fill_(torch.nan)
         call.y, call.distilled = View.of(y), View.of(distilled)
-        self.run("sim_alk_forward", call)
+        run(self.library, "sim_alk_forward", call)
         return distilled, y
 
     def backward(
@@ -148,7 +153,7 @@ class Simulator(Library):
         call.y, call.dx = View.of(grad), View.of(dx)
         if grad_distilled is not None:
             call.distilled = View.of(grad_distilled)
-        self.run("sim_alk_backward", call)
+        run(self.library, "sim_alk_backward", call)
         return (dx, *(g for g in gradients if g is not None))
 
 
@@ -177,14 +182,10 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import sim_cca_norm
-    import sim_esa
-    import sim_pixel_norm
-    import sim_pointwise
-
-    simulated = operators(Simulator())
-    for module in (sim_cca_norm, sim_esa, sim_pixel_norm, sim_pointwise):
-        simulated |= module.operators()
+    import simulated_cca_norm  # which imports this module, as the others do
+    import simulated_esa
+    import simulated_pixel_norm
+    import simulated_pointwise
 
     def only_when_forced(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -197,8 +198,11 @@ def kernels_on_cpu() -> Iterator[None]:
     devices, missing = _cuda.DEVICES, _cuda.missing
     try:
         _cuda.DEVICES, _cuda.missing = (*devices, "cpu"), lambda: None
-        for name, run in simulated.items():
-            library.impl(name, only_when_forced(name, run), "CPU", allow_override=True)
+        implementations = operators(Simulator(build(HERE / "alk.cpp", "-O2")))
+        for module in (simulated_cca_norm, simulated_esa, simulated_pixel_norm, simulated_pointwise):
+            implementations |= module.operators()
+        for name, implementation in implementations.items():
+            library.impl(name, only_when_forced(name, implementation), "CPU", allow_override=True)
         yield
     finally:
         _cuda.DEVICES, _cuda.missing = devices, missing

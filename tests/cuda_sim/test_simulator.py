@@ -116,9 +116,9 @@ def test_gelu(probes: ctypes.CDLL, form: int) -> None:
     torch.testing.assert_close(y_finite[~near], exact[~near], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("source", ["sanitized", "sanitized_maps"])
+@pytest.mark.parametrize("source", ("sanitized.cpp", "sanitized_maps.cpp"))
 def test_address_sanitizer_finds_nothing_and_finds_what_is_there(host_compiler: None, source: str) -> None:
-    program = simulator.build(simulator.HERE / f"{source}.cpp", "-O1", "-fsanitize=address", shared=False)
+    program = simulator.build(simulator.HERE / source, "-O1", "-fsanitize=address", shared=False)
     # The fibers' stacks lie on the heap, which the sanitizer need not know.
     environment = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
 
