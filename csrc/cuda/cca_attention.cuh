@@ -90,7 +90,8 @@ __device__ __forceinline__ void load_statistics(const Attention& a, const Attent
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kAttentionThreads) cca_attention_kernel(const Attention a) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads) cca_attention_kernel(const Attention a) {
   FASTSR_SHARED_MEMORY(memory);
   const AttentionValues v(memory, a.c, a.hidden);
   const int64_t image = blockIdx.x;
@@ -118,7 +119,8 @@ __global__ void __launch_bounds__(kAttentionThreads) cca_attention_kernel(const 
 }
 
 // The attention's gradients, and what the last pass adds to dx.
-__global__ void __launch_bounds__(kAttentionThreads) cca_attention_backward_kernel(const Attention a) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads) cca_attention_backward_kernel(const Attention a) {
   FASTSR_SHARED_MEMORY(memory);
   const AttentionValues v(memory, a.c, a.hidden);
   const int64_t image = blockIdx.x;

@@ -27,13 +27,13 @@ cudaError_t backward_as(const CcaCall& call, cudaStream_t stream) {
   a.grad = map_of<T>(call.y), a.dx = map_of<T>(call.dx);
   const int64_t n = call.x.size[0], c = a.x.channels;
   Attention attention = attention_of(call, at, a);
-  if (failed(start_attention(cca_attention_kernel, call, attention, stream))) return error;
+  if (failed(start_attention(cca_attention_kernel<kAttentionThreads>, call, attention, stream))) return error;
   if (failed(with_lanes(c, [&]<int Lanes>() {
         return launch(cca_sums_kernel<T, Lanes>, n * a.parts, kWalkThreads, sums_shared<Lanes>(), stream, a);
       })))
     return error;
   attention.sums = a.sums;
-  if (failed(start_attention(cca_attention_backward_kernel, call, attention, stream))) return error;
+  if (failed(start_attention(cca_attention_backward_kernel<kAttentionThreads>, call, attention, stream))) return error;
   a.terms = attention.rows + a.line - 3 * c;
   if (failed(with_lanes(c, [&]<int Lanes>() {
         return launch(cca_apply_backward_kernel<T, Lanes>, n * a.chunks, kWalkThreads, 0, stream, a);

@@ -16,7 +16,7 @@ cudaError_t forward_as(const CcaCall& call, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   Attention attention = attention_of(call, at, a);
   attention.moments = a.moments;
-  error = start_attention(cca_attention_kernel, call, attention, stream);
+  error = start_attention(cca_attention_kernel<kAttentionThreads>, call, attention, stream);
   if (error != cudaSuccess) return error;
   return with_lanes(a.x.channels, [&]<int Lanes>() {
     return launch(cca_apply_kernel<T, Lanes>, n * a.chunks, kWalkThreads, 0, stream, a);

@@ -116,7 +116,7 @@ cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const 
   cudaError_t error = sum_partials(direct, sums, stream);
   if (error == cudaSuccess) error = sum_partials(of_dense, dense_sums, stream);
   if (error != cudaSuccess) return error;
-  return launch(esa_unfold_kernel, 1 + s.layers, kProductThreads, 0, stream, unfold);
+  return launch(esa_unfold_kernel<kProductThreads>, 1 + s.layers, kProductThreads, 0, stream, unfold);
 }
 
 template <class T>

@@ -215,7 +215,8 @@ __device__ __forceinline__ void store_parameter(void* to, int64_t i, float v, in
 }
 
 // One CTA per convolution.
-__global__ void __launch_bounds__(kProductThreads) esa_unfold_kernel(const EsaUnfold a) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads) esa_unfold_kernel(const EsaUnfold a) {
   const int which = blockIdx.x, f = a.f, wide = a.wide;
   const EsaConv& conv = a.conv[which];
   const float* sums = a.sums + which * kEsaTaps * wide * wide;

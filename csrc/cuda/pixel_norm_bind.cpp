@@ -45,24 +45,23 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   check_on_device(kOp, x, grad, "grad");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), kOp, ": grad and x differ in dtype");
   const DeviceGuard guard(x.get_device_index());
-  const Parameters parameters(kOp, x, {&weight});
+  const Parameters parameters(kOp, x, {&weight, &weight});  // the bias is like the weight
   Tensor dx = torch::stable::empty_like(x);
-  Tensor d_weight = parameters.gradients()[0], d_bias = torch::stable::empty_like(d_weight);
+  std::vector<Tensor> gradients = parameters.gradients();
   if (x.numel() == 0) {
-    torch::stable::zero_(d_weight);
-    torch::stable::zero_(d_bias);
-    return {dx, d_weight, d_bias};
+    for (Tensor& g : gradients) torch::stable::zero_(g);
+    return {dx, gradients[0], gradients[1]};
   }
   call.parameter_dtype = parameters.dtype();
   call.weight = parameters.data(0);
   call.y = view_of<TensorView>(grad);
   call.dx = view_of<TensorView>(dx);
-  call.d_weight = d_weight.mutable_data_ptr();
-  call.d_bias = d_bias.mutable_data_ptr();
+  call.d_weight = gradients[0].mutable_data_ptr();
+  call.d_bias = gradients[1].mutable_data_ptr();
   const Tensor memory = workspace(x, pixel_norm_backward_workspace(call));
   call.workspace = memory.mutable_data_ptr();
   check_launch(kOp, pixel_norm_backward(call, current_stream(x)));
-  return {dx, d_weight, d_bias};
+  return {dx, gradients[0], gradients[1]};
 }
 
 }  // namespace

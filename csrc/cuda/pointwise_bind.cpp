@@ -97,8 +97,7 @@ std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps
     dx.push_back(empty_map(inputs[i], inputs[i].size(1)));
     call.dx[i] = view_of<TensorView>(dx[i]);
   }
-  const std::vector<Tensor> gradients = parameters.gradients();
-  Tensor d_weight = gradients[0], d_bias = gradients[1];
+  Maps gradients = parameters.gradients();
   const int64_t nothing = 0;
   Tensor d_shortcut = torch::stable::empty({&nothing, 1}, grad.scalar_type(), std::nullopt, grad.device());
   if (shortcut && activation != 0) {
@@ -106,17 +105,16 @@ std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps
     call.d_shortcut = view_of<TensorView>(d_shortcut);
   }
   if (is_empty(first)) {
-    torch::stable::zero_(d_weight);
-    torch::stable::zero_(d_bias);
+    for (Tensor& g : gradients) torch::stable::zero_(g);
   } else {
     call.y = view_of<TensorView>(grad);
-    call.d_weight = d_weight.mutable_data_ptr();
-    call.d_bias = d_bias.mutable_data_ptr();
+    call.d_weight = gradients[0].mutable_data_ptr();
+    call.d_bias = gradients[1].mutable_data_ptr();
     const Tensor memory = workspace(first, pointwise_backward_workspace(call));
     call.workspace = memory.mutable_data_ptr();
     check_launch(kOp, pointwise_backward(call, current_stream(first)));
   }
-  return {dx, parameters.in_own_dtype(d_weight, 0), parameters.in_own_dtype(d_bias, 1), d_shortcut};
+  return {dx, parameters.in_own_dtype(gradients[0], 0), parameters.in_own_dtype(gradients[1], 1), d_shortcut};
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 
 using namespace fastsr::cuda;
 
-extern "C" int64_t sim_pixel_norm_forward_workspace(const PixelNormCall*) { return 0; }
 extern "C" int64_t sim_pixel_norm_backward_workspace(const PixelNormCall* call) {
   return pixel_norm_backward_workspace(*call);
 }

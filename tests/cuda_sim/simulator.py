@@ -212,16 +212,24 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import sim_cca_norm  # which import this module
-    import sim_conv3x3
-    import sim_conv_mix
-    import sim_esa
-    import sim_pixel_norm
-    import sim_pointwise
-    import sim_upsample
+    import simulated_cca_norm  # which import this module
+    import simulated_conv3x3
+    import simulated_conv_mix
+    import simulated_esa
+    import simulated_pixel_norm
+    import simulated_pointwise
+    import simulated_upsample
 
     simulated = operators(Simulator())
-    modules = (sim_cca_norm, sim_conv3x3, sim_conv_mix, sim_esa, sim_pixel_norm, sim_pointwise, sim_upsample)
+    modules = (
+        simulated_cca_norm,
+        simulated_conv3x3,
+        simulated_conv_mix,
+        simulated_esa,
+        simulated_pixel_norm,
+        simulated_pointwise,
+        simulated_upsample,
+    )
     for module in modules:
         simulated |= module.operators()
 

@@ -39,6 +39,7 @@ def _call(
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
+
     def upsample(x: Tensor, weight: Tensor, bias: Tensor, lr: Tensor | None, scale: int, residual: int) -> Tensor:
         y = empty_map(x, weight.shape[0] // scale**2, x.shape[2] * scale, x.shape[3] * scale).fill_(torch.nan)
         weight, bias = weight.contiguous(), bias.contiguous()
