@@ -25,7 +25,7 @@ from PIL import ImageOps
 from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
 
-__all__ = ["SUFFIXES", "Image", "atomic_write", "is_image_path", "read_image", "write_image"]
+__all__ = ["SUFFIXES", "Image", "atomic_write", "image_size", "is_image_path", "read_image", "write_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """The file name endings that are read and written, in any case."""
@@ -45,6 +45,7 @@ _WITH_GREY = {"PNG", "JPEG", "BMP", "TIFF"}
 _WITH_ICC = {"PNG", "JPEG", "WEBP", "TIFF"}
 _MAX_PIXELS = 2**30
 _ORIENTATION = 274  # the EXIF tag
+_TURNED = (5, 6, 7, 8)  # by a quarter
 _PILLOW_LIMIT = threading.Lock()
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,18 @@ class Image:
 def is_image_path(path: Path) -> bool:
     """Whether the name ends like an image that fastsr reads and writes."""
     return path.suffix.lower() in SUFFIXES
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Height and width of what `read_image` gives, from the header alone; None where that does not tell."""
+    try:
+        with PIL.Image.open(path) as picture:
+            width, height = picture.size
+            # Pillow has turned the size of a TIFF already.
+            turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION, 1) in _TURNED
+    except Exception:  # whatever is wrong with the file is told when it is read
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
@@ -235,7 +248,7 @@ def _decode_deep(picture: PIL.Image.Image, data: bytes, path: Path, icc: bytes |
 
 def _turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Applies one of the eight EXIF orientations to [H, W, ...]."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TURNED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

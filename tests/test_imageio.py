@@ -17,7 +17,7 @@ from PIL import ImageCms
 
 from fastsr import imageio
 from fastsr.errors import ImageError, InputError
-from fastsr.imageio import Image, atomic_write, read_image, write_image
+from fastsr.imageio import Image, atomic_write, image_size, read_image, write_image
 
 LOSSLESS = ("png", "bmp", "tif", "tiff")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -185,6 +185,7 @@ def test_exif_orientation_in_png(tmp_path, orientation, depth, colour_type):
     if colour_type == 0:
         shown = np.repeat(shown[..., :1], 3, axis=2)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").rgb, shown)
+    assert image_size(tmp_path / "a.png") == shown.shape[:2]
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -194,6 +195,7 @@ def test_orientation_in_tiff(tmp_path, orientation, depth):
     pixels = picture(4, 6, dtype=depth)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").rgb, upright(pixels, orientation))
+    assert image_size(tmp_path / "a.tif") == upright(pixels, orientation).shape[:2]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -107,7 +107,16 @@ define(
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
 register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
-_PACKED = "Tensor x, Tensor packed"
+
+
+def _fake_packed(x: Tensor, packed: Tensor, channels: int, *rest: Any) -> Tensor:
+    return empty_map(x, channels)
+
+
+def _fake_stage_packed(x: Tensor, packed: Tensor, distilled: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_map(x, distilled), empty_map(x, x.shape[1])
+
+
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
@@ -115,23 +124,15 @@ define_packed(
         "alk_conv_packed": "(Tensor x, Tensor packed, int channels, float eps, int activation) -> Tensor",
         "alk_stage_packed": "(Tensor x, Tensor packed, int distilled, float eps) -> (Tensor, Tensor)",
     },
-    {
-        "alk_conv_packed": lambda x, packed, channels, eps, activation: empty_map(x, channels),
-        "alk_stage_packed": lambda x, packed, distilled, eps: (empty_map(x, distilled), empty_map(x, x.shape[1])),
-    },
+    {"alk_conv_packed": _fake_packed, "alk_stage_packed": _fake_stage_packed},
 )
-
-
-_cuda.define("alk_conv_packed", f"({_PACKED}, int channels, int taps, float eps, int activation) -> Tensor")
-_cuda.define("alk_stage_packed", f"({_PACKED}, int distilled, int taps, float eps) -> (Tensor, Tensor)")
-torch.library.register_fake(
-    "fastsr::_cuda_alk_conv_packed", lambda x, packed, channels, *rest: empty_map(x, channels), lib=LIB
+# CUDA C++ cannot read from `packed` for how many taps it was made: that would wait for the GPU.
+_cuda.define(
+    "alk_conv_packed", "(Tensor x, Tensor packed, int channels, int taps, float eps, int activation) -> Tensor"
 )
-torch.library.register_fake(
-    "fastsr::_cuda_alk_stage_packed",
-    lambda x, packed, distilled, *rest: (empty_map(x, distilled), empty_map(x, x.shape[1])),
-    lib=LIB,
-)
+_cuda.define("alk_stage_packed", "(Tensor x, Tensor packed, int distilled, int taps, float eps) -> (Tensor, Tensor)")
+torch.library.register_fake("fastsr::_cuda_alk_conv_packed", _fake_packed, lib=LIB)
+torch.library.register_fake("fastsr::_cuda_alk_stage_packed", _fake_stage_packed, lib=LIB)
 
 
 def pack_alk_conv(

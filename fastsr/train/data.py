@@ -130,9 +130,9 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             self._left -= size
             self._cache[key] = found
 
-    def check_sides(self, key: str) -> None:
+    def check_size(self, key: str) -> None:
         """What the headers tell of a pair that does not fit, before any time goes into decoding."""
-        hr, lr = self.hr.sides(key), self.lr.sides(key)
+        hr, lr = self.hr.size(key), self.lr.size(key)
         if hr is not None:
             self._check_sizes(key, lr or (hr[0] // self.scale, hr[1] // self.scale), hr)
 
@@ -205,7 +205,7 @@ def open_pairs(data: Data, scale: int, seed: int, *, make: bool = True) -> Patch
         lr.where(key)
     dataset = PatchDataset(hr, lr, keys, scale, data, seed)
     for key in keys if make else ():
-        dataset.check_sides(key)
+        dataset.check_size(key)
     if make:
         dataset.fill()
     return dataset
@@ -256,8 +256,8 @@ class _Partners(Source):
     def close(self) -> None:
         self.source.close()
 
-    def sides(self, key: str) -> tuple[int, int] | None:
-        return self.source.sides(self._partner(key))
+    def size(self, key: str) -> tuple[int, int] | None:
+        return self.source.size(self._partner(key))
 
     def where(self, key: str) -> str:
         return self.source.where(self._partner(key))

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from fastsr.errors import ImageError, InputError, MissingPackageError
-from fastsr.imageio import SUFFIXES, Image, is_image_path, read_image, write_image
+from fastsr.imageio import SUFFIXES, Image, image_size, is_image_path, read_image, write_image
 from fastsr.imresize import imresize, modcrop
 
 __all__ = ["BicubicSource", "FolderSource", "LmdbSource", "Source", "open_source"]
@@ -37,8 +36,8 @@ class Source(ABC):
     @abstractmethod
     def where(self, key: str) -> str: ...
 
-    def sides(self, key: str) -> tuple[int, int] | None:
-        """The shorter and the longer side in pixels without decoding, None where that is not known."""
+    def size(self, key: str) -> tuple[int, int] | None:
+        """Height and width in pixels without decoding, None where they are not known."""
         return None
 
     def close(self) -> None:  # noqa: B027
@@ -64,12 +63,8 @@ class FolderSource(Source):
             raise ImageError(f"{self.paths[key]} has 16 bit and training is defined on 8; convert it first")
         return np.ascontiguousarray(image.rgb)
 
-    def sides(self, key: str) -> tuple[int, int] | None:
-        try:
-            with PIL.Image.open(self.paths[key]) as picture:
-                return min(picture.size), max(picture.size)
-        except Exception:  # whatever is wrong with it is told when it is read
-            return None
+    def size(self, key: str) -> tuple[int, int] | None:
+        return image_size(self.paths[key])
 
     def where(self, key: str) -> str:
         return str(self.paths[key])
