@@ -202,6 +202,8 @@ def test_turns_go_on_until_the_ratio_is_known_or_patience_ends(monkeypatch: pyte
     monkeypatch.setattr(measure, "doubt", lambda times: 1.0)
     monkeypatch.setattr(measure, "PATIENCE", 3)
     assert len(take_turns(runners, 1e-6, CPU)[0]["fastsr"]) == 5
+    monkeypatch.setattr(measure, "PATIENCE", 1e9)
+    assert len(take_turns(runners, 1e-6, CPU, longest=1e-6)[0]["fastsr"]) == 5
 
 
 def test_one_that_breaks_while_timed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

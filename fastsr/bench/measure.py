@@ -27,6 +27,7 @@ WARM = 1.0  # a run longer than that, in seconds, needs no run before it that is
 SLOW_TURNS = 3  # where a turn takes more than half of the time that a case is given; then only contenders go on
 CONTENDER = 1.5  # times the best peer; who takes longer is none
 PATIENCE = 3  # times its time a case may get until its ratio is known to NOISY
+EXTRA = 180.0  # seconds beyond their time that the cases of a run may get together
 NOISY = 0.05
 FLUSH_BYTES = 256 << 20
 
@@ -100,11 +101,11 @@ def spread(times: list[float]) -> float:
 
 
 def take_turns(
-    runners: Mapping[str, Runner], seconds: float, device: torch.device, least: int = 5
+    runners: Mapping[str, Runner], seconds: float, device: torch.device, least: int = 5, longest: float | None = None
 ) -> tuple[dict[str, Turns], dict[str, Any]]:
     """Time every runner in turns until `seconds` are over, `least` turns are done and the ratio is known to NOISY.
 
-    Patience for the last ends after PATIENCE times `seconds`. Where turns are long, runners that are no contenders end
+    Patience for the last ends after `longest` seconds (PATIENCE times `seconds`). Where turns are long, runners that are no contenders end
     after SLOW_TURNS.
 
     Raises:
@@ -116,6 +117,7 @@ def take_turns(
     """
     measure, fixed = timer(device), probe(device)
     times: dict[str, Turns] = {name: [] for name in runners}
+    longest = PATIENCE * seconds if longest is None else longest
     going, counts = dict(runners), dict[str, int]()
     probed: list[float] = []
     stolen, begin, turns = _processor_times(), time.perf_counter(), 0
@@ -133,7 +135,7 @@ def take_turns(
         elapsed = time.perf_counter() - begin
         if elapsed > turns * seconds / 2 and turns >= SLOW_TURNS:
             going = {name: runners[name] for name in contenders(times) if name in going}
-        known = doubt(times) <= NOISY or elapsed >= PATIENCE * seconds
+        known = doubt(times) <= NOISY or elapsed >= longest
         if elapsed >= seconds and turns >= least and known:
             break
     return times, {"spread": spread(probed), "steal": _stolen(stolen, _processor_times())} if probed else {}

@@ -16,7 +16,7 @@ from fastsr.bench import memory, verify
 from fastsr.bench.cases import Case, make_case
 from fastsr.bench.limit import TooSlow, limited
 from fastsr.bench.machine import ceilings, environment
-from fastsr.bench.measure import BrokenRunnerError, Turns, doubt, noisy, summary, take_turns
+from fastsr.bench.measure import EXTRA, PATIENCE, BrokenRunnerError, Turns, doubt, noisy, summary, take_turns
 from fastsr.bench.peers import PeerMissing, Runner, make_runner
 from fastsr.bench.registry import DIRECTIONS, DTYPES, LAYOUTS, Grid, Peer, Registry, nearest, parse_size
 from fastsr.bench.results import ResultFile, Row, best_peer, ratio
@@ -112,13 +112,14 @@ def run(
     found = ResultFile(path, environment(request.device), request.settings())
     facts = found.content["environment"]
     found.begin({"date": facts["date"], "ceilings": ceilings(request.device, small=request.quick)})
+    extra = Extra(EXTRA)
     for case, peers in progress(list(jobs(request, registry))):
         if found.has(case.id, peers):
             continue
         if request.budget is not None and time.monotonic() - begin > request.budget:
             row = {**_empty_row(case), "reason": f"not begun within {request.budget:g} seconds, the budget"}
         else:
-            row = measure(case, peers, request, registry, found.ceilings)
+            row = measure(case, peers, request, registry, found.ceilings, extra)
         found.add(row)
         told(row)
         torch._dynamo.reset()
@@ -127,7 +128,16 @@ def run(
     return found
 
 
-def measure(case: Case, names: list[str], request: Request, registry: Registry, limits: dict[str, Any]) -> Row:
+@dataclass
+class Extra:
+    """Seconds that are left for cases whose ratio is not known well enough in the time of one."""
+
+    seconds: float
+
+
+def measure(
+    case: Case, names: list[str], request: Request, registry: Registry, limits: dict[str, Any], extra: Extra
+) -> Row:
     """One row: peers that are missing, failed or wrong have a reason in the place of a time."""
     row = _empty_row(case)
     row["not_asked"] = [name for name, peer in registry.peers.items() if name not in names and _fits(peer, case)]
@@ -150,7 +160,7 @@ def measure(case: Case, names: list[str], request: Request, registry: Registry, 
         else:
             row["peers"][name] = {"reason": made}
     del want
-    times, row["noise"] = _timed(runners, request, row)
+    times, row["noise"] = _timed(runners, request, row, extra)
     for name, turns in times.items():
         row["peers"][name] = _figures(summary([value for turn in turns for value in turn]), work, limits, case.dtype)
         _add_peak(row["peers"][name], registry.peers[name], runners[name], case, request)
@@ -193,13 +203,17 @@ def _ready(peer: Peer, case: Case, request: Request, want: list[Any], allowed: f
         return _sentence(error)
 
 
-def _timed(runners: dict[str, Runner], request: Request, row: Row) -> tuple[dict[str, Turns], dict[str, Any]]:
+def _timed(
+    runners: dict[str, Runner], request: Request, row: Row, extra: Extra
+) -> tuple[dict[str, Turns], dict[str, Any]]:
     """Takes turns; without those who break on the way."""
-    least = 5
     seconds = request.seconds / 10 if request.quick else request.seconds
     while True:
+        begin, longest = time.monotonic(), seconds + min((PATIENCE - 1) * seconds, extra.seconds)
         try:
-            return take_turns(runners, seconds, request.device, least)
+            found = take_turns(runners, seconds, request.device, longest=longest)
+            extra.seconds = max(0.0, extra.seconds - max(0.0, time.monotonic() - begin - seconds))
+            return found
         except BrokenRunnerError as broken:
             row["peers"][broken.name] = {"reason": _first_line(str(broken))}
             del runners[broken.name]
