@@ -1,7 +1,8 @@
 """Builds the compiled operators if it can, and installs pure Python if it cannot.
 
 FASTSR_BUILD=auto (default) builds what is possible and says what is left out and why; 1 makes a failed build an error;
-0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out; FASTSR_SANITIZE=1 builds the CPU operators for
+0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out, "native" builds them for the GPUs of this machine only, in
+a sixth of the time; TORCH_CUDA_ARCH_LIST names architectures. FASTSR_SANITIZE=1 builds the CPU operators for
 AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). torch is not a build requirement, because an isolated
 build would fetch gigabytes of a version that need not match: the installed one is used.
 """
@@ -70,17 +71,28 @@ def find_cuda() -> str | None:
     return None
 
 
+def cuda_architectures(torch: ModuleType) -> str:
+    """For TORCH_CUDA_ARCH_LIST: all, or with FASTSR_CUDA=native those of the GPUs that are here."""
+    if os.environ.get("FASTSR_CUDA") != "native":
+        return CUDA_ARCHITECTURES
+    here = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
+    if not here:
+        raise SystemExit("fastsr: FASTSR_CUDA is native and PyTorch sees no GPU; unset it to build for all of them")
+    known = {name.split("+")[0].rstrip("a"): name.split("+")[0] for name in CUDA_ARCHITECTURES.split(";")}
+    return ";".join(known.get(f"{major}.{minor}", f"{major}.{minor}") for major, minor in sorted(here))
+
+
 def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
 def extensions(torch: ModuleType) -> dict[str, Any]:
     cuda_sources = sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp")
-    wants_cuda = bool(cuda_sources and torch.version.cuda and os.environ.get("FASTSR_CUDA", "1") == "1")
+    wants_cuda = bool(cuda_sources and torch.version.cuda and os.environ.get("FASTSR_CUDA", "1") != "0")
     cuda_home = find_cuda() if wants_cuda else None
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(torch))
     elif wants_cuda:
         say("the CUDA operators are left out: no nvcc with cuda_runtime.h was found; set CUDA_HOME")
 

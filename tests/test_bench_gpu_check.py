@@ -44,6 +44,16 @@ def test_a_failing_step_does_not_lose_the_others(tmp_path: Path) -> None:
     ]
 
 
+def test_kernels_are_built_for_the_gpu_that_is_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = python("show", "import os; print(os.environ['FASTSR_CUDA'])")
+    monkeypatch.delenv("FASTSR_CUDA", raising=False)
+    run_steps([show], tmp_path)
+    assert "native" in (tmp_path / "0-show.log").read_text().splitlines()
+    monkeypatch.setenv("FASTSR_CUDA", "0")
+    run_steps([show], tmp_path)
+    assert "0" in (tmp_path / "0-show.log").read_text().splitlines()
+
+
 def test_a_step_that_hangs_is_cut_off_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
     child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
