@@ -48,8 +48,8 @@ cudaError_t bsconv_backward_as(const BsconvCall& call, cudaStream_t stream) {
   filters.partials = reinterpret_cast<float*>(workspace + at.taps);
   if (call.activation != kNone) {
     if (call.shortcut.data) filters.shortcut = pixel_map<T>(call.shortcut);
-    filters.g = pixel_map<T>(call.d_shortcut.data ? call.d_shortcut
-                                                  : scratch_view(workspace + at.g, call.x, call.y.size[1]));
+    filters.g =
+        pixel_map<T>(call.d_shortcut.data ? call.d_shortcut : scratch_view(workspace + at.g, call.x, call.y.size[1]));
   }
   BsconvInput<T> input{};
   fill_bsconv<T>(input, call);

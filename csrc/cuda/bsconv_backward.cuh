@@ -1,6 +1,6 @@
 // bsconv, backward, in two passes over the tiles:
 //
-//   1: u = W x again;  g = grad act'(dw3x3(u) + b + shortcut) (= d_shortcut);  d_dw_t = sum_p g_p u_(p + t);  d_b = sum g
+//   1: u = W x again;  g = grad act'(dw3x3(u) + b + shortcut) (= d_shortcut);  d_dw_t = sum_p g_p u_(p + t)
 //   2: du = dw3x3^T(g), which needs the neighbours' g;  dx = W^T du;  dW = du^T x
 //
 // Neither u nor du leaves its CTA; without an activation g is grad.
@@ -22,8 +22,8 @@ struct BsconvFilters {
 template <class T>
 constexpr int bsconv_filters_shared() {
   using M = ForwardMix<T>;
-  constexpr int kTiles = 4 * (kMatrixWords<T> + kTapFloats) +
-                         (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
+  constexpr int kTiles =
+      4 * (kMatrixWords<T> + kTapFloats) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
   constexpr int kSums = kMixThreads * 20 * 4;
   return kTiles > kSums ? kTiles : kSums;
 }

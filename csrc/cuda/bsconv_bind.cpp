@@ -93,8 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, 
   const int64_t none = 0;
   const bool own = shortcut && activation != kNoActivation;  // else the shortcut's gradient is y's
   Tensor dx = empty_map(x, x.size(1));
-  Tensor d_shortcut = own ? empty_map(x, pw.size(0))
-                          : torch::stable::empty({&none, 1}, x.scalar_type(), std::nullopt, x.device());
+  Tensor d_shortcut =
+      own ? empty_map(x, pw.size(0)) : torch::stable::empty({&none, 1}, x.scalar_type(), std::nullopt, x.device());
   const std::vector<Tensor> gradients = parameters.gradients();
   call.y = view_of<TensorView>(grad);
   call.dx = view_of<TensorView>(dx);

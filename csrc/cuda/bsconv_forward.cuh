@@ -29,7 +29,7 @@ constexpr int bsconv_shared() {
 // D of a tile, from x in shared memory. A lane has eight adjacent channels of a pixel, or of two (a row per warp).
 template <class M, class T = typename M::T>
 __device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo, const uint32_t* weights,
-                                            const float* bias, int64_t n, int y0, int x0) {
+                                              const float* bias, int64_t n, int y0, int x0) {
   constexpr int kPixels = M::kOwn / 8;  // of a lane
   const int lane = threadIdx.x % 32, t = lane % 4, row = M::own_row(), column = M::own_column();
   const T* from = halo + ((row + 1) * M::kHaloColumns + column + 1) * M::kPitch;

@@ -11,7 +11,7 @@ struct BlueprintTile : ForwardMix<Number> {
   using M = ForwardMix<Number>;
   using T = Number;
   static constexpr int kOut = 16 * N, kWidthLog2 = log2_of(kOut);
-  static constexpr int kLanes = kOut / 2;               // lanes of a column, two channels each
+  static constexpr int kLanes = kOut / 2;                             // lanes of a column, two channels each
   static constexpr int kTurns = kTileColumns * kLanes / kMixThreads;  // columns of a lane
 
   __device__ __forceinline__ static int channel() { return threadIdx.x % kLanes * 2; }
@@ -75,8 +75,7 @@ __device__ __forceinline__ void multiply_halo(T* halo, const uint32_t* weights, 
       for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const float2*>(w + (c + i) * mix_pitch<T>);
 #pragma unroll
       for (int p = 0; p < kRun; ++p) {
-        const float4 a =
-            *reinterpret_cast<const float4*>(halo + min(first + p, B::kHaloPixels - 1) * B::kPitch + c);
+        const float4 a = *reinterpret_cast<const float4*>(halo + min(first + p, B::kHaloPixels - 1) * B::kPitch + c);
         const float x[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

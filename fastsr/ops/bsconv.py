@@ -73,7 +73,8 @@ def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
     chosen = select("bsconv", x)
     channels = max(x.shape[1], dw_weight.shape[0])
     if chosen == "cuda" and channels > MAX_CHANNELS:
-        chosen = instead_of_cuda("bsconv", x, f"there are {channels} channels, the cuda kernel takes at most {MAX_CHANNELS}")
+        reason = f"there are {channels} channels, the cuda kernel takes at most {MAX_CHANNELS}"
+        chosen = instead_of_cuda("bsconv", x, reason)
     kernel = tuple(dw_weight.shape[2:])
     if chosen != "reference" and (kernel, stride, padding) != ((3, 3), 1, 1):
         reason = (
