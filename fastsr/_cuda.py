@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from fastsr import _device, _gelu, _native, _triton
-from fastsr._dispatch import select
+from fastsr._dispatch import current_backend, select
 from fastsr._native import LIB
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
 
 _routed: set[str] = set()
+_fits: dict[str, Callable[..., bool]] = {}
 
 
 def missing() -> str | None:
@@ -37,6 +38,11 @@ def define(name: str, schema: str) -> None:
     LIB.define(f"_cuda_{name}{arguments}, int accuracy) -> {results}")
 
 
+def limit(op: str, fits: Callable[..., bool]) -> None:
+    """Leave calls of `op` and its backward to Triton, unless "cuda" is forced, for whose arguments `fits` is False."""
+    _fits[op] = fits
+
+
 def route(op: str) -> None:
     """Put `op` and `op_backward` under the CUDA key, once."""
     if op in _routed:
@@ -51,7 +57,8 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-        if select(op, first) == "cuda":
+        fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
+        if fits and select(op, first) == "cuda":
             return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, _gelu.code())
         return run_triton(*args)
 

@@ -34,7 +34,7 @@ OPERATORS = (
     "pointwise",
     "upsample",
 )
-# Functions of fastsr.ops that are one operator on the CPU and several of these elsewhere.
+# Functions of fastsr.ops that are one operator somewhere and several of these elsewhere.
 FUSIONS = ("bsconv_stage", "mixer_block")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
@@ -44,6 +44,7 @@ CHOICES = ("auto", *BACKENDS)
 FIRST_ON_GPU: dict[str, tuple[str, str]] = {
     "alk_conv": ("cuda", "not measured"),
     "alk_stage": ("cuda", "not measured"),
+    "bsconv": ("cuda", "not measured"),
 }
 FIRST_BY_DEFAULT = ("triton", "not measured")
 
@@ -164,6 +165,17 @@ def select(op: str, x: Tensor) -> str:
             reason = failed
     _log_once(op, reason)
     return "reference"
+
+
+def instead_of_cuda(op: str, x: Tensor, reason: str) -> str:
+    """The backend for a call that CUDA C++ cannot take for `reason`, which `can_run` does not see.
+
+    Raises:
+        BackendError: a backend is forced.
+    """
+    if _forced == "auto" and can_run(op, "triton", x) is None:
+        return "triton"
+    return reference_because(op, reason)
 
 
 def reference_because(op: str, reason: str) -> str:

@@ -158,3 +158,26 @@ def test_info_is_plain_data_and_names_every_operator() -> None:
         assert row["cpu"]["backend"] in fastsr.BACKENDS
         assert all(row["cpu"]["unavailable"].values())
     assert info["torch"] == torch.__version__
+
+
+def test_calls_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
+    monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(_cuda_bsconv=lambda *args: calls.append("cuda")))
+    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    run = _cuda._operator("bsconv", "bsconv")
+    for channels in (64, 65):
+        run(torch.empty(1, channels, 2, 2), torch.empty(8, channels, 1, 1), None, None, None, 0)
+    with fastsr.backend("cuda"):
+        run(torch.empty(1, 65, 2, 2), torch.empty(8, 65, 1, 1), None, None, None, 0)
+    assert calls == ["cuda", "triton", "cuda"]
+
+
+def test_what_cuda_cannot_take_is_left_to_triton_or_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1, 65, 2, 2)
+    monkeypatch.setitem(_dispatch._kernels["bsconv"], "triton", lambda x: None)
+    assert _dispatch.instead_of_cuda("bsconv", x, "the test says so") == "triton"
+    monkeypatch.setitem(_dispatch._kernels["bsconv"], "triton", lambda x: "the test forbids it")
+    assert _dispatch.instead_of_cuda("bsconv", x, "the test says so") == "reference"
+    with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="the test says so"):
+        _dispatch.instead_of_cuda("bsconv", x, "the test says so")

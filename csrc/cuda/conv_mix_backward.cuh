@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_backward_kernel(const
   pack_matrix<T>(a.pw, a.c, a.c, false, pw);
   pack_matrix<T>(a.c5, a.c, a.k, true, c5_back);
   pack_matrix<T>(a.pw, a.c, a.c, true, pw_back);
-  pack_taps(a.dw, a.dw_bias, a.c, packed_taps);
+  pack_taps<kMixThreads>(a.dw, a.dw_bias, a.c, false, packed_taps);
   pack_bias(a.pw_bias, a.c, pw_bias);
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
     int64_t n;
@@ -58,13 +58,13 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_backward_kernel(const
     __syncthreads();
     constexpr int kMine = kTileColumns / kMixWarps;  // columns of a warp
     Eight<T> slope[kMine][M::kRows / 4 + 1];         // act'(q), a pair of channels per row
-    const DepthwiseTaps taps(packed_taps);
+    const DepthwiseTaps taps(packed_taps, 2 * lane);
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int column = warp + i * kMixWarps;
       float q[2 * M::kRows] = {};
       if (depthwise) {
-        convolve_column<M>(first, column, taps, q);
+        convolve_column<M>(first + column * M::kPitch + 2 * lane, taps, q);
 #pragma unroll
         for (int r = 0; r < M::kRows; ++r)
           slope[i][r / 4].set_pair(r % 4, activation_derivative(q[2 * r], a.activation),
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_input_kernel(const Co
   float* packed_taps = reinterpret_cast<float*>(memory);
   T *halo = reinterpret_cast<T*>(packed_taps + kTapFloats), *x = halo + M::kHaloSize, *dx = x + M::kSize;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  pack_taps(a.dw, Parameter{}, a.c, packed_taps);
+  pack_taps<kMixThreads>(a.dw, Parameter{}, a.c, false, packed_taps);
   float sum[10][2] = {};
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
     int64_t n;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_input_kernel(const Co
     fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(a.dx, a.tiles, n, y0, x0, 0, 6, dx);
     wait_for_copies();
     __syncthreads();
-    const DepthwiseTaps taps(packed_taps);
+    const DepthwiseTaps taps(packed_taps, 2 * lane);
 #pragma unroll 1
     for (int column = warp; column < kTileColumns; column += kMixWarps) {
       const T* from = halo + column * M::kPitch + 2 * lane;
@@ -205,21 +205,8 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_input_kernel(const Co
     store_own<M>(a.dx, a.tiles, n, y0, x0, dx);
     __syncthreads();
   }
-  // [warp][tap][channel]
-  float* sums = reinterpret_cast<float*>(memory);
-#pragma unroll
-  for (int i = 0; i < 10; ++i)
-    *reinterpret_cast<float2*>(sums + (warp * 10 + i) * kMixChannels + 2 * lane) = make_float2(sum[i][0], sum[i][1]);
-  __syncthreads();
-  float* to = a.partials + static_cast<int64_t>(blockIdx.x) * 10 * a.c;
-  for (int i = threadIdx.x; i < 10 * kMixChannels; i += kMixThreads) {
-    const int tap = i / kMixChannels, c = i % kMixChannels;
-    if (c >= a.c) continue;
-    float total = 0.f;
-#pragma unroll
-    for (int w = 0; w < kMixWarps; ++w) total += sums[(w * 10 + tap) * kMixChannels + c];
-    to[tap < 9 ? c * 9 + tap : a.c * 9 + c] = total;
-  }
+  store_tap_sums<kMixThreads, 32>(sum, reinterpret_cast<float*>(memory), a.c,
+                                  a.partials + static_cast<int64_t>(blockIdx.x) * 10 * a.c);
 }
 
 }  // namespace fastsr::cuda

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
   T *own_mixed = mixed + M::own() * M::kPitch, *own_beside = beside + M::own() * M::kPitch;
   pack_matrix<T>(a.pw, a.c, a.c, false, pw);
   pack_matrix<T>(a.c5, a.k, a.c, false, c5);
-  pack_taps(a.dw, a.dw_bias, a.c, packed_taps);
+  pack_taps<kMixThreads>(a.dw, a.dw_bias, a.c, false, packed_taps);
   pack_bias(a.pw_bias, a.c, pw_bias);
   pack_bias(a.c5_bias, a.k, c5_bias);
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
@@ -47,12 +47,12 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
     fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(a.shortcut, a.tiles, n, y0, x0, 0, 6, beside);
     wait_for_copies();
     __syncthreads();
-    const DepthwiseTaps taps(packed_taps);
+    const DepthwiseTaps taps(packed_taps, 2 * lane);
 #pragma unroll 1
     for (int column = warp; column < kTileColumns; column += kMixWarps) {
       float q[2 * M::kRows] = {};
       if (a.dw.data) {
-        convolve_column<M>(halo, column, taps, q);
+        convolve_column<M>(halo + column * M::kPitch + 2 * lane, taps, q);
         activate_all<T>(q, a.activation, a.accuracy);
       }
 #pragma unroll

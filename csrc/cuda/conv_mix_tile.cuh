@@ -1,10 +1,9 @@
-// What the kernels of conv_mix have in common: tiles of 64 channels in shared memory, the depthwise convolution of a
-// column, 1x1 convolutions of a warp's own pixels.
+// Tiles of 64 channels in shared memory and 1x1 convolutions of a warp's own pixels: what the kernels of conv_mix and
+// bsconv have in common, beside depthwise.cuh.
 #pragma once
 
+#include "depthwise.cuh"
 #include "gelu.cuh"
-#include "parameter.cuh"
-#include "pixels.cuh"
 
 namespace fastsr::cuda {
 
@@ -28,64 +27,6 @@ struct MixTile {
 template <class T>
 using ForwardMix = MixTile<T, sizeof(T) == 2 ? 8 : 4>;
 
-template <class T>
-__device__ __forceinline__ float2 load_pair(const T* from) {
-  float v[2];
-  load_vector<2>(from, v);
-  return make_float2(v[0], v[1]);
-}
-template <class T>
-__device__ __forceinline__ void store_pair(T* to, float low, float high) {
-  const float v[2] = {low, high};
-  store_vector<2>(to, v);
-}
-
-// The depthwise filters in shared memory, [tap][channel] and the bias as a tenth tap; zeros where there are none.
-constexpr int kTapFloats = 10 * kMixChannels;
-
-__device__ __forceinline__ void pack_taps(const Parameter& weight, const Parameter& bias, int channels, float* to) {
-  for (int i = threadIdx.x; i < kTapFloats; i += kMixThreads) {
-    const int tap = i / kMixChannels, c = i % kMixChannels;
-    float value = 0.f;
-    if (weight.data && c < channels && tap < 9) value = weight[9 * c + tap];
-    if (bias.data && c < channels && tap == 9) value = bias[c];
-    to[i] = value;
-  }
-}
-
-// Those of a lane's two channels.
-struct DepthwiseTaps {
-  float2 tap[10];
-
-  __device__ __forceinline__ explicit DepthwiseTaps(const float* packed) {
-#pragma unroll
-    for (int i = 0; i < 10; ++i)
-      tap[i] = *reinterpret_cast<const float2*>(packed + i * kMixChannels + threadIdx.x % 32 * 2);
-  }
-};
-
-// A lane's two channels of a column of the tile: q = dw3x3(x) + b.
-template <class M, class T = typename M::T>
-__device__ __forceinline__ void convolve_column(const T* halo, int column, const DepthwiseTaps& f,
-                                                float (&q)[2 * M::kRows]) {
-  const T* from = halo + column * M::kPitch + threadIdx.x % 32 * 2;
-#pragma unroll
-  for (int r = 0; r < M::kRows; ++r) q[2 * r] = f.tap[9].x, q[2 * r + 1] = f.tap[9].y;
-#pragma unroll
-  for (int row = 0; row < M::kRows + 2; ++row)
-#pragma unroll
-    for (int tx = 0; tx < 3; ++tx) {
-      const float2 x = load_pair(from + (row * M::kHaloColumns + tx) * M::kPitch);
-#pragma unroll
-      for (int ty = 0; ty < 3; ++ty) {
-        const int r = row - ty;
-        if (r < 0 || r >= M::kRows) continue;
-        q[2 * r] = fmaf(x.x, f.tap[3 * ty + tx].x, q[2 * r]);
-        q[2 * r + 1] = fmaf(x.y, f.tap[3 * ty + tx].y, q[2 * r + 1]);
-      }
-    }
-}
-
 // ---- 1x1 convolutions. Weights: fragments [16 inputs][16 outputs][lane][4], or [input][output] in float32.
 
 template <class T>
@@ -94,8 +35,9 @@ constexpr int mix_pitch = kMixChannels + 2;  // of an input in float32
 template <class T>
 constexpr int kMatrixWords = sizeof(T) == 2 ? kMixChannels * kMixChannels / 2 : kMixChannels * mix_pitch<T>;
 
-// [outputs][inputs] or, transposed, [inputs][outputs]; zeros up to 64 x 64.
-template <class T>
+// [outputs][inputs] or, transposed, [inputs][outputs]; zeros up to 64 x 64. With Adjacent, in 16 bits, lane t's columns
+// of every 32 are outputs 8 t to 8 t + 7.
+template <class T, bool Adjacent = false>
 __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int inputs, bool transposed,
                                             uint32_t* to) {
   const int output_step = transposed ? 1 : inputs, input_step = transposed ? outputs : 1;
@@ -106,9 +48,10 @@ __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int
     if constexpr (sizeof(T) == 2) {
 #pragma unroll 2
       for (int i = threadIdx.x; i < kMatrixWords<T>; i += kMixThreads) {
-        const int pair = i % 32, output = i / 32, input = 2 * pair;
-        const int lane = output % 8 * 4 + pair % 4, word = output / 8 % 2 * 2 + pair / 4 % 2;
-        to[(pair / 8 * 4 + output / 16) * 128 + 4 * lane + word] = pack2<T>(at(output, input), at(output, input + 1));
+        const int pair = i % 32, column = i / 32, input = 2 * pair;
+        const int output = Adjacent ? column / 32 * 32 + column % 8 / 2 * 8 + column / 8 % 4 * 2 + column % 2 : column;
+        const int lane = column % 8 * 4 + pair % 4, word = column / 8 % 2 * 2 + pair / 4 % 2;
+        to[(pair / 8 * 4 + column / 16) * 128 + 4 * lane + word] = pack2<T>(at(output, input), at(output, input + 1));
       }
     } else {
 #pragma unroll 2
@@ -141,15 +84,16 @@ struct OwnPixels {
   }
   __device__ __forceinline__ static int at(int pair) { return pixel(pair) * M::kPitch + channel(pair); }
 
-  // The product of the warp's pixels `from` with packed weights.
-  __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights) {
+  // The product of the warp's pixels `from` with packed weights; channels from `inputs` on need not be there, but for
+  // zeros up to a multiple of 16.
+  __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights, int inputs = kMixChannels) {
     const int lane = threadIdx.x % 32;
     if constexpr (kTensorCores) {
       float sum[8][4] = {};
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
       from += lane % 16 * M::kPitch + lane / 16 * 8;
 #pragma unroll 1
-      for (int step = 0; step < 4; ++step) {
+      for (int step = 0; step < (inputs + 15) / 16; ++step) {
         uint32_t a[4];
         load_matrices(a, from + 16 * step);
 #pragma unroll
@@ -167,7 +111,7 @@ struct OwnPixels {
 #pragma unroll
       for (int i = 0; i < 2 * kPairs; ++i) value[i] = 0.f;
 #pragma unroll 2
-      for (int c = 0; c < kMixChannels; c += 4) {
+      for (int c = 0; c < inputs; c += 4) {
         float2 b[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const float2*>(w + (c + i) * mix_pitch<T>);

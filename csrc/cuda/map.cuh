@@ -36,13 +36,16 @@ struct Eight {
   }
 };
 
+// How eight adjacent channels are accessed: by 16 bytes, two channels at a time, or one.
+enum Access : int { kBySingle = 0, kByEight = 1, kByPair = 2 };
+
 // [N, C, H, W]; strides in elements.
 template <class T>
 struct Map {
   T* data;
   int64_t n_stride, c_stride, h_stride, w_stride;
   int channels;
-  int wide;  // channels are adjacent and every pixel begins on 16 bytes: eight channels are one or two loads
+  int access;
 
   // From the image's index on, offsets are 64 bits wide.
   __device__ __forceinline__ int64_t at(int64_t n, int y, int x) const {
@@ -51,9 +54,13 @@ struct Map {
   // Channels from `c` (a multiple of 8) on of the pixel at `offset`; those that the map lacks are 0.
   __device__ __forceinline__ Eight<T> load(int64_t offset, int c) const {
     Eight<T> e;
-    if (wide && c + 8 <= channels) {
+    if (access == kByEight && c + 8 <= channels) {
 #pragma unroll
       for (int i = 0; i < Eight<T>::kWords; i += 4) load_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
+    } else if (sizeof(T) == 2 && access == kByPair) {
+      const auto* from = reinterpret_cast<const uint32_t*>(data + offset + c);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) e.word[i] = c + 2 * i < channels ? from[i] : 0;
     } else {
       const int64_t step = computed_here(c_stride);
       const auto* from = reinterpret_cast<const typename Eight<T>::Bits*>(data + offset + c * step);
@@ -67,9 +74,14 @@ struct Map {
     return e;
   }
   __device__ __forceinline__ void store(int64_t offset, int c, const Eight<T>& e) const {
-    if (wide && c + 8 <= channels) {
+    if (access == kByEight && c + 8 <= channels) {
 #pragma unroll
       for (int i = 0; i < Eight<T>::kWords; i += 4) store_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
+    } else if (sizeof(T) == 2 && access == kByPair) {
+      auto* to = reinterpret_cast<uint32_t*>(data + offset + c);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (c + 2 * i < channels) to[i] = e.word[i];
     } else {
       using Bits = typename Eight<T>::Bits;
       const int64_t step = computed_here(c_stride);

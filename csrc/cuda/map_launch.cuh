@@ -8,11 +8,13 @@ namespace fastsr::cuda {
 
 template <class T>
 Map<T> map_of(const TensorView& v) {
-  const int64_t step = 16 / sizeof(T);
-  const bool wide = v.stride[1] == 1 && reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && v.stride[0] % step == 0 &&
-                    v.stride[2] % step == 0 && v.stride[3] % step == 0;
+  const auto fits = [&](int64_t step) {
+    return v.stride[1] == 1 && reinterpret_cast<uintptr_t>(v.data) % (step * sizeof(T)) == 0 &&
+           v.stride[0] % step == 0 && v.stride[2] % step == 0 && v.stride[3] % step == 0;
+  };
+  const int access = fits(16 / sizeof(T)) ? kByEight : v.size[1] % 2 == 0 && fits(2) ? kByPair : kBySingle;
   return {static_cast<T*>(v.data),     v.stride[0], v.stride[1], v.stride[2], v.stride[3],
-          static_cast<int>(v.size[1]), wide};
+          static_cast<int>(v.size[1]), access};
 }
 
 // Channels last in scratch memory, for maps like x; every pixel begins on 16 bytes.

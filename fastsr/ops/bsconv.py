@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr import _cuda, reference
+from fastsr._dispatch import instead_of_cuda, reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_triton
+from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Activation
 
-_SCHEMA = "Tensor x, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias, Tensor? shortcut, int activation"
+MAX_CHANNELS = 64  # of the CUDA C++ kernels, in and out (csrc/cuda/bsconv.h)
+
+_INPUTS = "Tensor x, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias, Tensor? shortcut, int activation"
+SCHEMA = f"({_INPUTS}) -> Tensor"
+BACKWARD_SCHEMA = f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 
 def _fake(x: Tensor, pw_weight: Tensor, *rest: Any) -> Tensor:
@@ -52,8 +56,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 define(
     "bsconv",
-    f"({_SCHEMA}) -> Tensor",
-    f"(Tensor grad, {_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    SCHEMA,
+    BACKWARD_SCHEMA,
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
@@ -61,10 +65,16 @@ define(
 )
 register_cpu("bsconv", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("bsconv")
+register_cuda("bsconv", SCHEMA, BACKWARD_SCHEMA)
+_cuda.limit("bsconv", lambda *args: max(args[-5].shape[:2]) <= MAX_CHANNELS)  # pw_weight, in both directions
 
 
 def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
     chosen = select("bsconv", x)
+    channels = max(x.shape[1], dw_weight.shape[0])
+    if chosen == "cuda" and channels > MAX_CHANNELS:
+        reason = f"there are {channels} channels, the cuda kernel takes at most {MAX_CHANNELS}"
+        chosen = instead_of_cuda("bsconv", x, reason)
     kernel = tuple(dw_weight.shape[2:])
     if chosen != "reference" and (kernel, stride, padding) != ((3, 3), 1, 1):
         reason = (

@@ -1,7 +1,7 @@
 """bsconv_stage: BSRN's distillation stage, its 1x1 and its blueprint convolution, in one pass over the map.
 
-Like `mixer_block` a fusion for the CPU and not an operator with backends to choose: elsewhere, and with autograd,
-`pointwise` and `bsconv` run one behind the other.
+A fusion, not an operator with backends to choose: it runs where `bsconv` would run in C++ on the CPU, without autograd,
+or in CUDA C++. Elsewhere `pointwise` and `bsconv` run one behind the other.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr._dispatch import current_backend, exporting
+from fastsr import _cuda, _gelu
+from fastsr._dispatch import select
+from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._define import can_pack, define_inference, empty_map
-from fastsr.ops.bsconv import bsconv
+from fastsr.ops._define import define_inference, empty_map
+from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
 
 
@@ -22,12 +24,40 @@ def _fake(x: Tensor, d_weight: Tensor, d_bias: Tensor, pw_weight: Tensor, *rest:
     return empty_map(x, d_weight.shape[0]), empty_map(x, pw_weight.shape[0])
 
 
-define_inference(
-    "bsconv_stage",
-    "(Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias) "
-    "-> (Tensor, Tensor)",
-    _fake,
+_GELU_CODE = _checks.ACTIVATIONS.index("gelu")
+_SCHEMA = (
+    "(Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias) -> (Tensor, Tensor)"
 )
+define_inference("bsconv_stage", _SCHEMA, _fake)
+_cuda.define("bsconv_stage", _SCHEMA)
+torch.library.register_fake("fastsr::_cuda_bsconv_stage", _fake, lib=LIB)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
+    x, d_weight, d_bias, *weights = ctx.saved_tensors
+    (dx,), *d_distil, _ = torch.ops.fastsr.pointwise_backward(grad_distilled, [x], d_weight, d_bias, None, _GELU_CODE)
+    refined, *d_weights, d_shortcut = torch.ops.fastsr.bsconv_backward(grad_refined, x, *weights, x, _GELU_CODE)
+    return (refined + d_shortcut + dx, *d_distil, *d_weights, None)
+
+
+torch.library.register_autograd("fastsr::_cuda_bsconv_stage", _backward, setup_context=_setup_context, lib=LIB)
+
+
+def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
+    """The backend that runs both halves of these in one pass, or None."""
+    x, d_weight, dw_weight = tensors[0], tensors[1], tensors[4]
+    backend = select("bsconv", x)
+    if dw_weight.shape[2:] != (3, 3):
+        return None
+    if backend == "cuda" and max(x.shape[1], d_weight.shape[0]) <= MAX_CHANNELS:
+        return backend
+    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return backend if backend == "cpu" and not records else None
 
 
 def bsconv_stage(
@@ -50,9 +80,8 @@ def bsconv_stage(
     _checks.feature_map("bsconv_stage", x)
     c = x.shape[1]
     tensors = (x, d_weight, d_bias, pw_weight, dw_weight, dw_bias)
-    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    fuses = current_backend() in ("auto", "cpu") and not exporting() and can_pack("bsconv", x)
-    if records or not fuses or dw_weight.shape[2:] != (3, 3):
+    backend = _fusing_backend(tensors)
+    if backend is None:
         distilled = pointwise((x,), d_weight, d_bias, activation="gelu")
         padding = dw_weight.shape[2] // 2
         return distilled, bsconv(x, pw_weight, dw_weight, dw_bias, padding=padding, shortcut=x, activation="gelu")
@@ -61,5 +90,8 @@ def bsconv_stage(
     _checks.weight("bsconv_stage", x, pw_weight, "pw_weight", (c, c, 1, 1))
     _checks.weight("bsconv_stage", x, dw_weight, "dw_weight", (c, 1, 3, 3))
     _checks.weight("bsconv_stage", x, dw_bias, "dw_bias", (c,))
-    distilled, refined = torch.ops.fastsr.bsconv_stage(*tensors)
+    if backend == "cuda":
+        distilled, refined = torch.ops.fastsr._cuda_bsconv_stage(*tensors, _gelu.code())
+    else:
+        distilled, refined = torch.ops.fastsr.bsconv_stage(*tensors)
     return distilled, refined

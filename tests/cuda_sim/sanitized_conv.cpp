@@ -1,5 +1,7 @@
-// A program for AddressSanitizer: forward and backward of conv3x3_gelu, conv_mix and upsample on memory of exactly the
-// size they need. With an argument, the image is said to be one row higher than it is, which must be found.
+// A program for AddressSanitizer: forward and backward of bsconv, conv3x3_gelu, conv_mix and upsample on memory of
+// exactly the size they need. With an argument, the image is said to be one row higher than it is, which must be found.
+#include "bsconv_backward.cu"
+#include "bsconv_forward.cu"
 #include "conv3x3_backward.cu"
 #include "conv3x3_forward.cu"
 #include "conv_mix_backward.cu"
@@ -71,6 +73,25 @@ void run_conv_mix(int64_t dtype) {
   check(conv_mix_backward(call, nullptr));
 }
 
+void run_bsconv(int64_t dtype, int64_t channels) {
+  Memory memory{dtype == kFloat32 ? 4 : 2, {}};
+  BsconvCall call{};
+  call.dtype = call.parameter_dtype = dtype;
+  call.activation = kGelu;
+  call.pw = memory.elements(channels * channels), call.d_pw = memory.elements(channels * channels);
+  call.dw = memory.elements(channels * 9), call.d_dw = memory.elements(channels * 9);
+  call.dw_bias = memory.elements(channels), call.d_bias = memory.elements(channels);
+  call.x = memory.map(channels), call.y = memory.map(channels), call.shortcut = memory.map(channels);
+  check(bsconv_forward(call, nullptr));
+  BsconvCall stage = call;
+  stage.distil = memory.elements(7 * channels), stage.distil_bias = memory.elements(7);
+  stage.distilled = memory.map(7);
+  check(bsconv_forward(stage, nullptr));
+  call.dx = memory.map(channels), call.d_shortcut = memory.map(channels);
+  call.workspace = memory(bsconv_workspace(call));
+  check(bsconv_backward(call, nullptr));
+}
+
 void run_upsample(int64_t dtype) {
   constexpr int64_t kScale = 3, kOut = 3 * kScale * kScale;
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
@@ -92,6 +113,8 @@ int main(int count, char**) {
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     run_conv3x3(dtype, count > 1 ? kH + 1 : kH);
     run_conv_mix(dtype);
+    run_bsconv(dtype, kC);
+    run_bsconv(dtype, kK);
     run_upsample(dtype);
   }
   std::puts("clean");

@@ -212,7 +212,8 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import simulated_cca_norm  # which import this module
+    import simulated_bsconv  # which import this module
+    import simulated_cca_norm
     import simulated_conv3x3
     import simulated_conv_mix
     import simulated_esa
@@ -222,6 +223,7 @@ def kernels_on_cpu() -> Iterator[None]:
 
     simulated = operators(Simulator())
     modules = (
+        simulated_bsconv,
         simulated_cca_norm,
         simulated_conv3x3,
         simulated_conv_mix,

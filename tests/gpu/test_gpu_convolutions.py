@@ -1,4 +1,4 @@
-"""conv3x3_gelu, conv_mix, upsample and esa on a GPU at real sizes, by every backend. `pytest tests/gpu`."""
+"""bsconv, conv3x3_gelu, conv_mix, upsample and esa on a GPU at real sizes, by every backend. `pytest tests/gpu`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def conv_mix(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return ops.conv_mix, [*maps(size, 58, dtype, 2), *weights(shapes, dtype)]
 
 
+def bsconv(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    """BSRN's refining half of a stage."""
+    inputs = [*maps(size, 64, dtype), *weights([(64, 64, 1, 1), (64, 1, 3, 3), (64,)], dtype)]
+    return lambda x, *w: ops.bsconv(x, *w, shortcut=x, activation="gelu"), inputs
+
+
 def upsample(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     inputs = [*maps(size, 64, dtype), *weights([(12, 64, 3, 3), (12,)], dtype), *maps(size, 3, dtype)]
     return lambda *tensors: ops.upsample(*tensors, scale=2, residual="bilinear"), inputs
@@ -55,7 +61,7 @@ def esa_blueprint(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return lambda x, *w: ops.esa(x, BlueprintESAWeights(*w), conv2_padding=1), inputs
 
 
-CASES = (conv3x3_gelu, conv_mix, upsample, esa_plain, esa_blueprint)
+CASES = (bsconv, conv3x3_gelu, conv_mix, upsample, esa_plain, esa_blueprint)
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 
 
@@ -106,6 +112,23 @@ def test_twenty_runs_are_bit_equal(case: Callable[..., Case], backend: str) -> N
 def test_graph_replays_on_changed_inputs(case: Callable[..., Case], backend: str) -> None:
     function, inputs = case(IMAGE, HALF)
     assert_graph_replays(function, inputs, backend)
+
+
+@pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
+@pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
+def test_the_fused_stage_agrees_with_its_parts(size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """To a few roundings: BSRN's stage in one launch, and as pointwise and bsconv."""
+    reason = fastsr.can_run("bsconv", "cuda", torch.empty(1, 64, 8, 8, device="cuda", dtype=dtype))
+    if reason is not None:
+        pytest.skip(reason)
+    shapes = [(32, 64, 1, 1), (32,), (64, 64, 1, 1), (64, 1, 3, 3), (64,)]
+    tensors = [t.cuda() for t in (*maps(size, 64, dtype), *weights(shapes, dtype))]
+    with fastsr.backend("cuda"):
+        with torch.no_grad():
+            fused = ops.bsconv_stage(*tensors)
+        parts = ops.bsconv_stage(tensors[0].requires_grad_(), *tensors[1:])
+    for a, b in zip(fused, parts, strict=True):
+        assert (a.double() - b.double()).abs().max() <= 16 * torch.finfo(dtype).eps * b.double().abs().max()
 
 
 @pytest.mark.parametrize("case", (conv3x3_gelu,), ids=lambda case: case.__name__)
