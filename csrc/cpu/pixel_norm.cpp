@@ -4,11 +4,12 @@
 
 #include "../checks.h"
 #include "isa/table.h"
+#include "parallel.h"
 
 namespace fastsr::cpu {
 namespace {
 
-constexpr int64_t kPixelsPerTask = 1024;
+constexpr int64_t kPixelsPerBand = 512;
 constexpr int64_t kMaxRanges = 64;  // of the weight gradient; fixed, so that sums do not depend on the threads
 
 std::array<int64_t, 4> strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
@@ -39,9 +40,9 @@ void forward(const PixelNormKernels<T>& kernels, const Tensor& x, const Tensor& 
   const std::vector<C> w = parameters<C>(weight), b = parameters<C>(bias);
   const T* xp = static_cast<const T*>(x.const_data_ptr());
   T* yp = static_cast<T*>(y.mutable_data_ptr());
-  const int64_t grain = std::max<int64_t>(1, kPixelsPerTask / std::max<int64_t>(1, s.w));
-  torch::stable::parallel_for(0, s.n * s.h, grain, [&](int64_t first, int64_t last) {
-    kernels.forward(s, xp, w.data(), b.data(), eps, yp, first, last);
+  const int64_t rows = s.n * s.h, band = std::max<int64_t>(1, kPixelsPerBand / std::max<int64_t>(1, s.w));
+  parallel_bands((rows + band - 1) / band, [&](int64_t i) {
+    kernels.forward(s, xp, w.data(), b.data(), eps, yp, i * band, std::min(rows, (i + 1) * band));
   });
 }
 
@@ -59,11 +60,9 @@ void backward(const PixelNormKernels<T>& kernels, const Tensor& grad, const Tens
   T* dp = static_cast<T*>(dx.mutable_data_ptr());
   const int64_t rows = s.n * s.h, ranges = std::min(rows, kMaxRanges);
   std::vector<double> partial(ranges * 2 * s.c, 0.0);
-  torch::stable::parallel_for(0, ranges, 1, [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      double* sums = partial.data() + r * 2 * s.c;
-      kernels.backward(s, gp, xp, w.data(), eps, dp, sums, sums + s.c, rows * r / ranges, rows * (r + 1) / ranges);
-    }
+  parallel_bands(ranges, [&](int64_t r) {
+    double* sums = partial.data() + r * 2 * s.c;
+    kernels.backward(s, gp, xp, w.data(), eps, dp, sums, sums + s.c, rows * r / ranges, rows * (r + 1) / ranges);
   });
   for (int64_t r = 0; r < ranges; ++r)
     for (int64_t k = 0; k < s.c; ++k) {

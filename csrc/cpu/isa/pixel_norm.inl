@@ -1,10 +1,11 @@
 // pixel_norm for one instruction set. x, y, grad and dx may be channels last (stride 1 along C) or planar; every
-// other layout runs through the planar path element by element.
+// other layout runs through the planar path element by element. Channels last goes kLanes pixels at a time
+// (pixel_norm_pixels.inl), and pixel by pixel at the end of a row and in double.
 //
 //   xhat = (x - mean_c(x)) * rstd,  y = xhat * weight + bias
 //   g = grad * weight,  dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat))
 //   d_weight = sum over pixels of grad * xhat,  d_bias = sum over pixels of grad
-#include "vec.h"
+#include "pixel_norm_pixels.inl"
 
 namespace fastsr::cpu {
 namespace {
@@ -115,13 +116,17 @@ void pixel_norm_forward(const PixelNormShape& s, const T* x, const compute_t<T>*
                         double eps, T* y, int64_t first, int64_t last) {
   using C = compute_t<T>;
   const bool channels_last = s.x_stride[1] == 1 && s.y_stride[1] == 1;
-  std::vector<C> block(channels_last ? 0 : s.c * kBlock), rstd(kBlock);
+  std::vector<C> block(channels_last ? kLanes * s.c : s.c * kBlock), rstd(kBlock);
   for (int64_t row = first; row < last; ++row) {
     const T* xr = x + row / s.h * s.x_stride[0] + row % s.h * s.x_stride[2];
     T* yr = y + row / s.h * s.y_stride[0] + row % s.h * s.y_stride[2];
     if (channels_last) {
-      for (int64_t p = 0; p < s.w; ++p)
-        forward_pixel(xr + p * s.x_stride[3], s.c, weight, bias, eps, yr + p * s.y_stride[3]);
+      int64_t p = 0;
+      if constexpr (std::is_same_v<C, float>)
+        for (; p + kLanes <= s.w; p += kLanes)
+          pixel_norm::forward(xr + p * s.x_stride[3], s.x_stride[3], s.c, weight, bias, static_cast<float>(eps),
+                              yr + p * s.y_stride[3], s.y_stride[3], block.data());
+      for (; p < s.w; ++p) forward_pixel(xr + p * s.x_stride[3], s.c, weight, bias, eps, yr + p * s.y_stride[3]);
       continue;
     }
     for (int64_t p = 0; p < s.w; p += kBlock) {
@@ -169,7 +174,7 @@ void pixel_norm_backward(const PixelNormBackwardShape& s, const T* grad, const T
                          double eps, T* dx, double* d_weight, double* d_bias, int64_t first, int64_t last) {
   using C = compute_t<T>;
   const bool channels_last = s.x_stride[1] == 1 && s.grad_stride[1] == 1 && s.dx_stride[1] == 1;
-  std::vector<C> x_block(channels_last ? 0 : s.c * kBlock), grad_block(x_block.size()), rstd(kBlock);
+  std::vector<C> x_block(channels_last ? kLanes * s.c : s.c * kBlock), grad_block(x_block.size()), rstd(kBlock);
   // A row's sums in compute precision, rows in double: the error does not grow with the image.
   std::vector<C> row_weight(s.c), row_bias(s.c);
   for (int64_t row = first; row < last; ++row) {
@@ -179,7 +184,13 @@ void pixel_norm_backward(const PixelNormBackwardShape& s, const T* grad, const T
     T* dr = dx + n * s.dx_stride[0] + h * s.dx_stride[2];
     std::fill(row_weight.begin(), row_weight.end(), C(0));
     std::fill(row_bias.begin(), row_bias.end(), C(0));
-    for (int64_t p = 0; p < s.w; p += channels_last ? 1 : kBlock) {
+    int64_t p = 0;
+    if constexpr (std::is_same_v<C, float>)
+      for (; channels_last && p + kLanes <= s.w; p += kLanes)
+        pixel_norm::backward(gr + p * s.grad_stride[3], s.grad_stride[3], xr + p * s.x_stride[3], s.x_stride[3], s.c,
+                             weight, static_cast<float>(eps), dr + p * s.dx_stride[3], s.dx_stride[3],
+                             row_weight.data(), row_bias.data(), grad_block.data(), x_block.data());
+    for (; p < s.w; p += channels_last ? 1 : kBlock) {
       const T *xp = xr + p * s.x_stride[3], *gp = gr + p * s.grad_stride[3];
       T* dp = dr + p * s.dx_stride[3];
       if (channels_last) {
