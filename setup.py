@@ -1,8 +1,8 @@
 """Builds the compiled operators if it can, and installs pure Python if it cannot.
 
 FASTSR_BUILD=auto (default) builds what is possible and says what is left out and why; 1 makes a failed build an error;
-0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out, "native" builds them for the GPUs of this machine only, in
-a sixth of the time; TORCH_CUDA_ARCH_LIST names architectures. FASTSR_SANITIZE=1 builds the CPU operators for
+0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out, "native" builds them for the GPUs of this machine only,
+in a sixth of the time; TORCH_CUDA_ARCH_LIST names architectures. FASTSR_SANITIZE=1 builds the CPU operators for
 AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). torch is not a build requirement, because an isolated
 build would fetch gigabytes of a version that need not match: the installed one is used.
 """

@@ -63,8 +63,12 @@ def test_weights_are_packed_and_the_head_folded(cpu_kernels: None) -> None:
     assert net.copies == 1 and net.fea_conv.pw.weight.shape[1] == 3
     parts = [m for m in net.modules() if isinstance(m, ALKConv | BlueprintESA)]
     assert len(parts) == 2 * 5 + 1
-    assert all(m.packed is not None for m in parts)
-    for name, convolutions in (("mlrn", 2 + 2 * 2), ("rlfn", 2 + 3)):
+    assert all(m.packed is not None for m in [*parts, net.fea_conv])
+    assert all(vars(conv).get("packed") is not None for conv in (net.c1, net.B1.c5, net.B2.c5))
+    bsrn = fastsr.freeze(network("bsrn"))
+    stages = [getattr(block, part) for block in (bsrn.B1, bsrn.B2) for part in ("c1_r", "c2_r", "c3_r", "c4")]
+    assert all(conv.packed is not None for conv in (bsrn.fea_conv, *stages, bsrn.c2))
+    for name, convolutions in (("mlrn", 2 + 2 * 2), ("rlfn", 2 + 3 + 1)):
         parts = list(fastsr.freeze(network(name)).modules())
         assert all(m.packed is not None for m in parts if isinstance(m, PlainESA))
         assert sum(isinstance(m, nn.Conv2d) and vars(m).get("packed") is not None for m in parts) == convolutions

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "isa/table.h"
+#include "packed.h"
 #include "parallel.h"
 #include "strips.h"
 #include "weights.h"
@@ -13,6 +14,7 @@ namespace {
 struct BsconvScratch;
 
 constexpr int64_t kBandRows = 16, kStripWidth = 128;
+constexpr int64_t kGelu = 1;
 constexpr int64_t kMaxRanges = 64;  // of tiles with a common partial sum; fixed, so that threads do not matter
 
 void check_map(const char* op, const Tensor& map, const Tensor& x, int64_t channels, const char* name) {
@@ -24,77 +26,100 @@ void check_map(const char* op, const Tensor& map, const Tensor& x, int64_t chann
   STD_TORCH_CHECK(map.scalar_type() == x.scalar_type(), op, ": ", name, " and x differ in dtype");
 }
 
+// x, the shortcut of an output with k channels, and the activation.
+void check_maps(const char* op, const Tensor& x, int64_t k, const std::optional<Tensor>& shortcut, int64_t activation) {
+  check_feature_map(op, x, "x");
+  check_kernel_dtype(op, x);
+  if (shortcut) check_map(op, *shortcut, x, k, "shortcut");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation is ", activation,
+                  "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
+}
+
 void check(const char* op, const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
            const std::optional<Tensor>& shortcut, int64_t activation) {
   check_feature_map(op, x, "x");
-  check_kernel_dtype(op, x);
   STD_TORCH_CHECK(pw.dim() == 4 && pw.size(0) > 0, op, ": pw_weight has ", pw.dim(),
                   " dimensions; pass [K, C, 1, 1] with K > 0");
   check_weight(op, pw, {pw.size(0), x.size(1), 1, 1}, "pw_weight");
   check_weight(op, dw, {pw.size(0), 1, 3, 3}, "dw_weight");
   check_weight(op, db, {pw.size(0)}, "dw_bias");
-  if (shortcut) check_map(op, *shortcut, x, pw.size(0), "shortcut");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, op, ": activation is ", activation,
-                  "; pass 0 (none), 1 (gelu) or 2 (leaky_relu)");
+  check_maps(op, x, pw.size(0), shortcut, activation);
 }
 
-// The weights as the kernels want them; for the backward reversed and transposed, too.
-struct Packed {
-  Buffer<float> memory;
-  float *pw, *taps, *bias, *taps_transposed = nullptr, *pw_transposed = nullptr;
+// Where the weights lie in the order in which the kernels read them, d_* being the 1x1 of a stage's distilled half:
+// pw [C][K], taps [group of channels][9][lane], bias [K], d_weight [C][D], d_bias [D], with K and D padded to whole
+// vectors.
+struct Layout {
+  int64_t c, k, d, lanes;
 
-  Packed(const Tensor& pw_weight, const Tensor& dw_weight, const Tensor& dw_bias, int64_t lanes, bool backward) {
-    const int64_t k = pw_weight.size(0), c = pw_weight.size(1);
-    const int64_t k_padded = (k + lanes - 1) / lanes * lanes, c_padded = (c + lanes - 1) / lanes * lanes;
-    const int64_t total = c * k_padded + 10 * k_padded + (backward ? 9 * k_padded + k_padded * c_padded : 0);
-    memory = make_buffer<float>(total);
-    std::fill_n(memory.get(), total, 0.f);
-    pw = memory.get();
-    taps = pw + c * k_padded;
-    bias = taps + 9 * k_padded;
-    pack_transposed(pw_weight, k, c, pw, k_padded);
-    const FloatParameter from(pw_weight), tap(dw_weight), b(dw_bias);
-    const auto tap_at = [&](int64_t i, int64_t t) { return (i / lanes * 9 + t) * lanes + i % lanes; };
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t t = 0; t < 9; ++t) taps[tap_at(i, t)] = tap[i * 9 + t];
-      bias[i] = b[i];
-    }
-    if (!backward) return;
-    taps_transposed = bias + k_padded;
-    pw_transposed = taps_transposed + 9 * k_padded;
-    for (int64_t i = 0; i < k; ++i) {
-      for (int64_t j = 0; j < c; ++j) pw_transposed[i * c_padded + j] = from[i * c + j];
-      for (int64_t t = 0; t < 9; ++t) taps_transposed[tap_at(i, t)] = tap[i * 9 + 8 - t];
+  int64_t padded(int64_t n) const { return (n + lanes - 1) / lanes * lanes; }
+  int64_t taps() const { return c * padded(k); }
+  int64_t bias() const { return taps() + 9 * padded(k); }
+  int64_t d_weight() const { return bias() + padded(k); }
+  int64_t d_bias() const { return d_weight() + c * padded(d); }
+  int64_t size() const { return d_bias() + padded(d); }
+  int64_t tap(int64_t channel, int64_t t) const { return (channel / lanes * 9 + t) * lanes + channel % lanes; }
+};
+
+// Writes the weights to zeroed memory.
+void pack(const Layout& l, const Tensor& pw, const Tensor& dw, const Tensor& db, const std::optional<Tensor>& d_weight,
+          const std::optional<Tensor>& d_bias, float* to) {
+  pack_transposed(pw, l.k, l.c, to, l.padded(l.k));
+  const FloatParameter tap(dw), b(db);
+  for (int64_t i = 0; i < l.k; ++i) {
+    for (int64_t t = 0; t < 9; ++t) to[l.taps() + l.tap(i, t)] = tap[i * 9 + t];
+    to[l.bias() + i] = b[i];
+  }
+  if (l.d == 0) return;
+  pack_transposed(*d_weight, l.d, l.c, to + l.d_weight(), l.padded(l.d));
+  const FloatParameter bias(*d_bias);
+  for (int64_t i = 0; i < l.d; ++i) to[l.d_bias() + i] = bias[i];
+}
+
+Buffer<float> zeros(int64_t size) {
+  Buffer<float> memory = make_buffer<float>(size);
+  std::fill_n(memory.get(), size, 0.f);
+  return memory;
+}
+
+// For the backward: the taps reversed, and pw as it is, [K][C].
+struct Transposed {
+  Buffer<float> memory;
+  float *taps, *pw;
+
+  Transposed(const Layout& l, const Tensor& pw_weight, const Tensor& dw_weight)
+      : memory(zeros(9 * l.padded(l.k) + l.padded(l.k) * l.padded(l.c))),
+        taps(memory.get()),
+        pw(taps + 9 * l.padded(l.k)) {
+    const FloatParameter from(pw_weight), tap(dw_weight);
+    for (int64_t i = 0; i < l.k; ++i) {
+      for (int64_t j = 0; j < l.c; ++j) pw[i * l.padded(l.c) + j] = from[i * l.c + j];
+      for (int64_t t = 0; t < 9; ++t) taps[l.tap(i, t)] = tap[i * 9 + 8 - t];
     }
   }
 };
 
-BsconvShape shape_of(const Tensor& x, const Tensor& pw, const Strips& strips, int64_t activation, bool has_shortcut) {
-  return {x.size(1), x.size(2), x.size(3), pw.size(0), strips.strip_width, activation, has_shortcut};
+BsconvShape shape_of(const Tensor& x, int64_t k, const Strips& strips, int64_t activation, bool has_shortcut) {
+  return {x.size(1), x.size(2), x.size(3), k, strips.strip_width, activation, has_shortcut};
 }
 
-// The 1x1 of a stage's distilled half, and where its result goes.
-struct Distilling {
-  Buffer<float> weight, bias;
-  const Tensor& y;
-};
-
-void forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
-             const std::optional<Tensor>& shortcut, int64_t activation, const Tensor& y, const Distilling* distilling) {
+// weights: as `l` says. distilled: where a stage's other half goes.
+void forward(const Tensor& x, const Layout& l, const float* weights, const std::optional<Tensor>& shortcut,
+             int64_t activation, const Tensor& y, const std::optional<Tensor>& distilled = std::nullopt) {
   const Strips strips = Strips::for_forward(x, kStripWidth, kBandRows);
   if (strips.count() == 0) return;
   const BsconvKernels& k = kernels().bsconv;
-  const Packed w(pw, dw, db, k.lanes, /*backward=*/false);
-  BsconvShape s = shape_of(x, pw, strips, activation, shortcut.has_value());
-  if (distilling) s.d = distilling->y.size(1);
+  BsconvShape s = shape_of(x, l.k, strips, activation, shortcut.has_value());
+  s.d = l.d;
   const Tensor xs = side_by_side(x), short_ = shortcut ? side_by_side(*shortcut) : xs;
   const int64_t scratch = k.forward_scratch(s);
   const auto run = [&]<class T>(void (*kernel)(const BsconvForward<T>&, const StripTile&, bool, float*)) {
-    BsconvForward<T> a{s, w.pw, w.taps, w.bias, rows_of<T>(xs), rows_of<T>(short_), mutable_rows_of<T>(y)};
-    if (distilling) {
-      a.d_weight = distilling->weight.get();
-      a.d_bias = distilling->bias.get();
-      a.distilled = mutable_rows_of<T>(distilling->y);
+    BsconvForward<T> a{
+        s, weights, weights + l.taps(), weights + l.bias(), rows_of<T>(xs), rows_of<T>(short_), mutable_rows_of<T>(y)};
+    if (distilled) {
+      a.d_weight = weights + l.d_weight();
+      a.d_bias = weights + l.d_bias();
+      a.distilled = mutable_rows_of<T>(*distilled);
     }
     parallel_runs(strips.count(), [&](int64_t i, bool continues) {
       kernel(a, strips.at(i), continues && strips.continues(i), thread_scratch<float, BsconvScratch>(scratch));
@@ -110,34 +135,90 @@ void forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& 
   }
 }
 
+Tensor bsconv_as(const Tensor& x, const Layout& l, const float* weights, const std::optional<Tensor>& shortcut,
+                 int64_t activation) {
+  OutputMap y(x, {x.size(0), l.k, x.size(2), x.size(3)}, output_format(x));
+  forward(x, l, weights, shortcut, activation, y.nhwc());
+  return y.finish();
+}
+
+std::tuple<Tensor, Tensor> stage_as(const Tensor& x, const Layout& l, const float* weights) {
+  OutputMap distilled(x, {x.size(0), l.d, x.size(2), x.size(3)}, output_format(x));
+  OutputMap y(x, {x.size(0), l.k, x.size(2), x.size(3)}, output_format(x));
+  forward(x, l, weights, x, kGelu, y.nhwc(), distilled.nhwc());
+  return {distilled.finish(), y.finish()};
+}
+
+Layout layout_of(const Tensor& pw, int64_t d) { return {pw.size(1), pw.size(0), d, kernels().bsconv.lanes}; }
+
 Tensor bsconv(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
               const std::optional<Tensor>& shortcut, int64_t activation) {
   check("bsconv", x, pw, dw, db, shortcut, activation);
-  OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
-  forward(x, pw, dw, db, shortcut, activation, y.nhwc(), nullptr);
-  return y.finish();
+  const Layout l = layout_of(pw, 0);
+  const Buffer<float> weights = zeros(l.size());
+  pack(l, pw, dw, db, std::nullopt, std::nullopt, weights.get());
+  return bsconv_as(x, l, weights.get(), shortcut, activation);
+}
+
+void check_distilling(const char* op, const Tensor& d_weight, const Tensor& d_bias, int64_t channels) {
+  STD_TORCH_CHECK(d_weight.dim() == 4 && d_weight.size(0) > 0, op, ": d_weight has ", d_weight.dim(),
+                  " dimensions; pass [D, C, 1, 1] with D > 0");
+  check_weight(op, d_weight, {d_weight.size(0), channels, 1, 1}, "d_weight");
+  check_weight(op, d_bias, {d_weight.size(0)}, "d_bias");
 }
 
 std::tuple<Tensor, Tensor> bsconv_stage(const Tensor& x, const Tensor& d_weight, const Tensor& d_bias, const Tensor& pw,
                                         const Tensor& dw, const Tensor& db) {
   constexpr const char* kStage = "bsconv_stage";
-  constexpr int64_t kGelu = 1;
   check(kStage, x, pw, dw, db, x, kGelu);
-  STD_TORCH_CHECK(d_weight.dim() == 4 && d_weight.size(0) > 0, kStage, ": d_weight has ", d_weight.dim(),
-                  " dimensions; pass [D, C, 1, 1] with D > 0");
-  const int64_t d = d_weight.size(0), lanes = kernels().bsconv.lanes, d_padded = (d + lanes - 1) / lanes * lanes;
-  check_weight(kStage, d_weight, {d, x.size(1), 1, 1}, "d_weight");
-  check_weight(kStage, d_bias, {d}, "d_bias");
-  OutputMap distilled(x, {x.size(0), d, x.size(2), x.size(3)}, output_format(x));
-  OutputMap y(x, {x.size(0), pw.size(0), x.size(2), x.size(3)}, output_format(x));
-  Distilling distilling{make_buffer<float>(x.size(1) * d_padded), make_buffer<float>(d_padded), distilled.nhwc()};
-  std::fill_n(distilling.weight.get(), x.size(1) * d_padded, 0.f);
-  std::fill_n(distilling.bias.get(), d_padded, 0.f);
-  pack_transposed(d_weight, d, x.size(1), distilling.weight.get(), d_padded);
-  const FloatParameter bias(d_bias);
-  for (int64_t i = 0; i < d; ++i) distilling.bias[i] = bias[i];
-  forward(x, pw, dw, db, x, kGelu, y.nhwc(), &distilling);
-  return {distilled.finish(), y.finish()};
+  check_distilling(kStage, d_weight, d_bias, x.size(1));
+  const Layout l = layout_of(pw, d_weight.size(0));
+  const Buffer<float> weights = zeros(l.size());
+  pack(l, pw, dw, db, d_weight, d_bias, weights.get());
+  return stage_as(x, l, weights.get());
+}
+
+// ---- weights packed once
+
+Tensor bsconv_pack(const Tensor& pw, const Tensor& dw, const Tensor& db, const std::optional<Tensor>& d_weight,
+                   const std::optional<Tensor>& d_bias) {
+  constexpr const char* kPack = "bsconv_pack";
+  STD_TORCH_CHECK(pw.dim() == 4 && pw.size(0) > 0, kPack, ": pw_weight has ", pw.dim(),
+                  " dimensions; pass [K, C, 1, 1] with K > 0");
+  check_weight(kPack, pw, {pw.size(0), pw.size(1), 1, 1}, "pw_weight");
+  check_weight(kPack, dw, {pw.size(0), 1, 3, 3}, "dw_weight");
+  check_weight(kPack, db, {pw.size(0)}, "dw_bias");
+  STD_TORCH_CHECK(d_weight.has_value() == d_bias.has_value(), kPack,
+                  ": only one of d_weight and d_bias is given; pass both or neither");
+  if (d_weight) check_distilling(kPack, *d_weight, *d_bias, pw.size(1));
+  const Layout l = layout_of(pw, d_weight ? d_weight->size(0) : 0);
+  PackedWeights packed(pw, PackedFor::kBsconv, {l.c, l.k, l.d}, l.size());
+  pack(l, pw, dw, db, d_weight, d_bias, packed.mutable_data());
+  return packed.tensor();
+}
+
+Layout layout_of(const char* op, const PackedWeights& packed, const Tensor& x, int64_t k, int64_t d) {
+  const Layout l{packed.fact(0), packed.fact(1), packed.fact(2), kernels().bsconv.lanes};
+  STD_TORCH_CHECK(l.c == x.size(1) && l.k == k && l.d == d, op, ": packed are weights from ", l.c, " to ", l.k,
+                  " channels with ", l.d, " distilled; pass those from ", x.size(1), " to ", k, " with ", d);
+  packed.check_size(op, l.size());
+  return l;
+}
+
+Tensor bsconv_packed(const Tensor& x, const Tensor& packed, int64_t channels, const std::optional<Tensor>& shortcut,
+                     int64_t activation) {
+  constexpr const char* kName = "bsconv_packed";
+  const PackedWeights weights(kName, PackedFor::kBsconv, packed);
+  check_maps(kName, x, channels, shortcut, activation);
+  return bsconv_as(x, layout_of(kName, weights, x, channels, 0), weights.data(), shortcut, activation);
+}
+
+std::tuple<Tensor, Tensor> bsconv_stage_packed(const Tensor& x, const Tensor& packed, int64_t distilled) {
+  constexpr const char* kName = "bsconv_stage_packed";
+  const PackedWeights weights(kName, PackedFor::kBsconv, packed);
+  check_maps(kName, x, x.dim() == 4 ? x.size(1) : 0, x, kGelu);
+  STD_TORCH_CHECK(distilled > 0, kName, ": distilled is ", distilled, "; pass a positive number of channels");
+  return stage_as(x, layout_of(kName, weights, x, x.size(1), distilled), weights.data());
 }
 
 // Gradients of x, pw_weight, dw_weight, dw_bias and shortcut. Without activation the last is the gradient itself, and
@@ -150,7 +231,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
   check_map("bsconv_backward", grad, x, pw.size(0), "grad");
   const Strips tiles = Strips::for_backward(x);
   const BsconvKernels& k = kernels().bsconv;
-  const BsconvShape s = shape_of(x, pw, tiles, activation, shortcut.has_value());
+  const BsconvShape s = shape_of(x, pw.size(0), tiles, activation, shortcut.has_value());
+  const Layout l = layout_of(pw, 0);
   OutputMap dx(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, output_format(x));
   const bool wants_shortcut = shortcut && activation != 0;
   std::optional<OutputMap> d_shortcut;
@@ -160,16 +242,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
   const Buffer<float> partial = make_buffer<float>(ranges * size);
   std::fill_n(partial.get(), ranges * size, 0.f);
   if (ranges > 0) {
-    const Packed w(pw, dw, db, k.lanes, /*backward=*/true);
+    const Buffer<float> weights = zeros(l.size());
+    pack(l, pw, dw, db, std::nullopt, std::nullopt, weights.get());
+    const Transposed transposed(l, pw, dw);
     const Tensor xs = side_by_side(x), gs = side_by_side(grad), short_ = shortcut ? side_by_side(*shortcut) : xs;
     const int64_t scratch = k.backward_scratch(s);
     const auto run = [&]<class T>(void (*kernel)(const BsconvBackward<T>&, const StripTile&, float*, float*)) {
       BsconvBackward<T> a{s,
-                          w.pw,
-                          w.taps,
-                          w.bias,
-                          w.taps_transposed,
-                          w.pw_transposed,
+                          weights.get(),
+                          weights.get() + l.taps(),
+                          weights.get() + l.bias(),
+                          transposed.taps,
+                          transposed.pw,
                           rows_of<T>(xs),
                           rows_of<T>(short_),
                           rows_of<T>(gs),
@@ -195,7 +279,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
   std::vector<double> sums(size, 0.0);
   for (int64_t r = 0; r < ranges; ++r)
     for (int64_t i = 0; i < size; ++i) sums[i] += partial[r * size + i];
-  const int64_t k_padded = (s.k + k.lanes - 1) / k.lanes * k.lanes;
+  const int64_t k_padded = l.padded(l.k);
   const auto tap = [&](int64_t channel, int64_t t) {
     return sums[s.c * k_padded + (channel / k.lanes * 10 + t) * k.lanes + channel % k.lanes];
   };
@@ -211,5 +295,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("bsconv", TORCH_BOX(&fastsr::cpu::bsconv));
   m.impl("bsconv_stage", TORCH_BOX(&fastsr::cpu::bsconv_stage));
+  m.impl("bsconv_pack", TORCH_BOX(&fastsr::cpu::bsconv_pack));
+  m.impl("bsconv_packed", TORCH_BOX(&fastsr::cpu::bsconv_packed));
+  m.impl("bsconv_stage_packed", TORCH_BOX(&fastsr::cpu::bsconv_stage_packed));
   m.impl("bsconv_backward", TORCH_BOX(&fastsr::cpu::bsconv_backward));
 }

@@ -13,7 +13,7 @@
 
 namespace fastsr::cpu {
 
-enum class PackedFor { kAlkConv = 1, kEsa = 2, kConv3x3 = 3 };
+enum class PackedFor { kAlkConv = 1, kEsa = 2, kConv3x3 = 3, kBsconv = 4, kPointwise = 5 };
 
 class PackedWeights {
  public:

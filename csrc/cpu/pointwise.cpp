@@ -8,6 +8,7 @@
 // of a row, so that g and the maps' pixels are in the first-level cache for all three products.
 #include <optional>
 
+#include "packed.h"
 #include "rows.h"
 
 namespace fastsr::cpu {
@@ -30,12 +31,13 @@ void check_like_output(const Tensor& t, const Tensor& x, const Shape& s, const c
                   s.out_channels, ", ", s.h, ", ", s.w, "]");
 }
 
-Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
-            const std::optional<Tensor>& shortcut, int64_t activation) {
+// The maps and the activation, for `out_channels` of the output.
+Shape check_maps(const std::vector<Tensor>& inputs, int64_t out_channels, const std::optional<Tensor>& shortcut,
+                 int64_t activation) {
   STD_TORCH_CHECK(!inputs.empty(), kOp, ": no input; pass at least one map");
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation is ", activation, "; pass 0, 1 or 2");
   check_feature_map(kOp, inputs[0], "an input");
-  Shape s{inputs[0].size(0), inputs[0].size(2), inputs[0].size(3), 0, 0};
+  Shape s{inputs[0].size(0), inputs[0].size(2), inputs[0].size(3), 0, out_channels};
   for (const Tensor& x : inputs) {
     check_feature_map(kOp, x, "an input");
     check_same_dtype(kOp, inputs[0], x, "an input");
@@ -43,11 +45,16 @@ Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, const Tenso
                     ": inputs differ in batch, height or width; pass equal ones");
     s.in_channels += x.size(1);
   }
+  if (shortcut) check_like_output(*shortcut, inputs[0], s, "shortcut");
+  return s;
+}
+
+Shape check(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+            const std::optional<Tensor>& shortcut, int64_t activation) {
   STD_TORCH_CHECK(weight.dim() == 4, kOp, ": weight has ", weight.dim(), " dimensions; pass 4");
-  s.out_channels = weight.size(0);
+  const Shape s = check_maps(inputs, weight.size(0), shortcut, activation);
   check_weight(kOp, weight, {s.out_channels, s.in_channels, 1, 1}, "weight");
   check_vector(kOp, bias, s.out_channels, "bias");
-  if (shortcut) check_like_output(*shortcut, inputs[0], s, "shortcut");
   return s;
 }
 
@@ -80,12 +87,11 @@ Buffer<float> pack(const Tensor& weight, const Shape& s) {
 struct ForwardScratch;
 struct BackwardScratch;
 
-Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
-                 const std::optional<Tensor>& shortcut, int64_t activation) {
-  const Shape s = check(inputs, weight, bias, shortcut, activation);
+// w: [in_channels][padded out_channels]; b: [padded out_channels] or null.
+Tensor forward(const std::vector<Tensor>& inputs, const Shape& s, const float* w, const float* b,
+               const std::optional<Tensor>& shortcut, int64_t activation) {
   MapWriter y(kOp, inputs[0], {s.n, s.out_channels, s.h, s.w});
   const std::vector<MapReader> maps = readers(inputs);
-  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
   std::optional<MapReader> added;
   if (shortcut) added.emplace(kOp, *shortcut);
   const RowKernels& k = kernels().rows;
@@ -102,12 +108,51 @@ Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const 
         float* out = y.target(n, h, x, sections.take(kStrip * columns), stride);
         const FloatRow addend =
             added ? added->row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
-        k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w.get(), columns, b.get(), activation, out,
-                stride, s.out_channels, addend.data, addend.stride});
+        k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w, columns, b, activation, out, stride,
+                s.out_channels, addend.data, addend.stride});
         y.write(n, h, x, pixels, out, stride);
       });
   });
   return y.finish();
+}
+
+Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+                 const std::optional<Tensor>& shortcut, int64_t activation) {
+  const Shape s = check(inputs, weight, bias, shortcut, activation);
+  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  return forward(inputs, s, w.get(), b.get(), shortcut, activation);
+}
+
+// ---- weights packed once: [in_channels + 1][padded out_channels], the bias last
+
+Tensor pointwise_pack(const Tensor& weight, const Tensor& bias) {
+  constexpr const char* kPack = "pointwise_pack";
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.numel() > 0, kPack, ": weight has ", weight.dim(), " dimensions and ",
+                  weight.numel(), " elements; pass [K, C, 1, 1]");
+  const Shape s{0, 0, 0, weight.size(1), weight.size(0)};
+  check_weight(kPack, weight, {s.out_channels, s.in_channels, 1, 1}, "weight");
+  check_vector(kPack, bias, s.out_channels, "bias");
+  const int64_t columns = padded_channels(s.out_channels), count = s.in_channels * columns;
+  PackedWeights packed(weight, PackedFor::kPointwise, {s.in_channels, s.out_channels}, count + columns);
+  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  std::copy_n(b.get(), columns, std::copy_n(w.get(), count, packed.mutable_data()));
+  return packed.tensor();
+}
+
+// The part of the product that the input channels from `first` on have in it; the bias belongs to the first.
+Tensor pointwise_packed(const std::vector<Tensor>& inputs, const Tensor& packed, int64_t channels, int64_t first,
+                        const std::optional<Tensor>& shortcut, int64_t activation) {
+  constexpr const char* kName = "pointwise_packed";
+  const PackedWeights weights(kName, PackedFor::kPointwise, packed);
+  const int64_t in_channels = weights.fact(0), columns = padded_channels(channels);
+  STD_TORCH_CHECK(weights.fact(1) == channels, kName, ": packed are weights for ", weights.fact(1),
+                  " channels out; pass that as channels, which is ", channels);
+  weights.check_size(kName, (in_channels + 1) * columns);
+  const Shape s = check_maps(inputs, channels, shortcut, activation);
+  STD_TORCH_CHECK(first >= 0 && first + s.in_channels <= in_channels, kName, ": packed are weights for ", in_channels,
+                  " channels in, and the inputs are channels ", first, " to ", first + s.in_channels);
+  const float* bias = weights.data() + in_channels * columns;
+  return forward(inputs, s, weights.data() + first * columns, first == 0 ? bias : nullptr, shortcut, activation);
 }
 
 // Gradients of the inputs, weight, bias and shortcut. Without activation the last is the gradient itself, and without a
@@ -191,5 +236,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("pointwise", TORCH_BOX(&fastsr::cpu::pointwise));
+  m.impl("pointwise_pack", TORCH_BOX(&fastsr::cpu::pointwise_pack));
+  m.impl("pointwise_packed", TORCH_BOX(&fastsr::cpu::pointwise_packed));
   m.impl("pointwise_backward", TORCH_BOX(&fastsr::cpu::pointwise_backward));
 }

@@ -105,8 +105,8 @@ def take_turns(
 ) -> tuple[dict[str, Turns], dict[str, Any]]:
     """Time every runner in turns until `seconds` are over, `least` turns are done and the ratio is known to NOISY.
 
-    Patience for the last ends after `longest` seconds (PATIENCE times `seconds`). Where turns are long, runners that are no contenders end
-    after SLOW_TURNS.
+    Patience for the last ends after `longest` seconds (PATIENCE times `seconds`). Where turns are long, runners that
+    are no contenders end after SLOW_TURNS.
 
     Raises:
         BrokenRunnerError: one of them fails.

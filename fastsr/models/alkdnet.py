@@ -10,7 +10,7 @@ from fastsr import ops
 from fastsr.errors import InputError
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
-from fastsr.nn.layers import Fusion, conv3x3, conv_bias, in_autocast_dtype
+from fastsr.nn.layers import Fusion, conv3x3, conv_bias, in_autocast_dtype, pack_pointwise
 
 COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
 
@@ -39,6 +39,14 @@ class _BlueprintNet(SuperResolutionNet):
             fusion.add(y)
         fused = self.c2(fusion.result())
         return fused + shallow if feature_residual else fused
+
+    def pack(self) -> None:
+        """Pack the weights of the parts that gain by it; later changes of them have no effect."""
+        self.fea_conv.pack()
+        for i in range(self.num_block):
+            getattr(self, f"B{i + 1}").pack()
+        pack_pointwise(self.c1)
+        self.c2.pack()
 
     def fold(self) -> None:
         """Let the head take the image once, with the sum of the weights of its copies; for inference only."""

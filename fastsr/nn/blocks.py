@@ -14,8 +14,10 @@ from fastsr.nn.layers import (
     conv_bias,
     depthwise,
     fused_conv3x3,
+    fused_pointwise,
     pack_conv3x3,
-    packed_conv3x3,
+    pack_pointwise,
+    packed_weights,
 )
 from fastsr.reference import Activation
 
@@ -56,7 +58,7 @@ class _DistillationBlock(nn.Module):
         d2, r2 = self.c2_r.stage(r1, self.c2_d)
         d3, r3 = self.c3_r.stage(r2, self.c3_d)
         r4 = self.c4(r3, activation="gelu")
-        y = ops.pointwise((d1, d2, d3, r4), self.c5.weight, conv_bias(self.c5))
+        y = fused_pointwise(self.c5, (d1, d2, d3, r4))
         overwrite = _may_overwrite(self.esa)
         y = self.esa(y, **overwrite)
         return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
@@ -65,8 +67,8 @@ class _DistillationBlock(nn.Module):
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d), (self.c4, None))
         for conv, distil in stages:
-            if isinstance(conv, ALKConv):
-                conv.pack(distil)
+            conv.pack(distil)
+        pack_pointwise(self.c5)
         self.esa.pack()
 
 
@@ -119,13 +121,14 @@ class RLFB(nn.Module):
         y = fused_conv3x3(self.c1_r, x, "leaky_relu")
         y = fused_conv3x3(self.c2_r, y, "leaky_relu")
         y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
-        y = ops.pointwise((y,), self.c5.weight, conv_bias(self.c5))
+        y = fused_pointwise(self.c5, (y,))
         return self.esa(y, **_may_overwrite(self.esa))
 
     def pack(self) -> None:
         """As in the distillation blocks."""
         for conv in (self.c1_r, self.c2_r, self.c3_r):
             pack_conv3x3(conv)
+        pack_pointwise(self.c5)
         self.esa.pack()
 
 
@@ -161,7 +164,7 @@ class MLRB(nn.Module):
         if self.pwc is None:
             y = fused_conv3x3(self.c1_r, x, self.activation)
             y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
-            y = ops.pointwise((y,), self.c5.weight, conv_bias(self.c5))
+            y = fused_pointwise(self.c5, (y,))
             return self.esa(y, **_may_overwrite(self.esa))
         y = ops.mixer_block(
             x,
@@ -176,7 +179,7 @@ class MLRB(nn.Module):
             self.c5.weight,
             conv_bias(self.c5),
             activation=self.activation,
-            packed=(packed_conv3x3(self.c1_r), packed_conv3x3(self.c2_r)),
+            packed=(packed_weights(self.c1_r), packed_weights(self.c2_r)),
         )
         return self.esa(y, **_may_overwrite(self.esa))
 

@@ -6,6 +6,8 @@ what they know; `forward` hands their weights to one fused operator and does not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -60,13 +62,13 @@ def fused_conv3x3(
         conv_bias(conv),
         activation=activation,
         shortcut=shortcut,
-        packed=packed_conv3x3(conv),
+        packed=packed_weights(conv),
         overwrite=overwrite,
     )
 
 
-def packed_conv3x3(conv: nn.Conv2d) -> Tensor | None:
-    """What `pack_conv3x3` left, or None."""
+def packed_weights(conv: nn.Conv2d) -> Tensor | None:
+    """What `pack_conv3x3` or `pack_pointwise` left, or None."""
     packed: Tensor | None = conv.__dict__.get("packed")
     return packed
 
@@ -74,6 +76,16 @@ def packed_conv3x3(conv: nn.Conv2d) -> Tensor | None:
 def pack_conv3x3(conv: nn.Conv2d) -> None:
     """Pack the weights for `fused_conv3x3`; later changes of them have no effect."""
     conv.__dict__["packed"] = ops.pack_conv3x3_gelu(conv.weight, conv_bias(conv))
+
+
+def fused_pointwise(conv: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
+    """conv(cat(maps, 1)) in one operator (`fastsr.ops.pointwise`)."""
+    return ops.pointwise(maps, conv.weight, conv_bias(conv), packed=packed_weights(conv))
+
+
+def pack_pointwise(conv: nn.Conv2d) -> None:
+    """Pack the weights for `fused_pointwise` and `Fusion`; later changes of them have no effect."""
+    conv.__dict__["packed"] = ops.pack_pointwise(conv.weight, conv_bias(conv))
 
 
 def in_autocast_dtype(x: Tensor) -> Tensor:
@@ -96,29 +108,38 @@ class Fusion:
     """
 
     def __init__(self, conv: nn.Conv2d, activation: Activation) -> None:
-        self.weight, self.bias, self.activation = conv.weight, conv_bias(conv), activation
+        self.weight, self.bias, self.packed = conv.weight, conv_bias(conv), packed_weights(conv)
+        self.activation = activation
         self.maps: list[Tensor] = []
-        self.channels = 0  # of `maps`
+        self.first, self.last = 0, 0  # of the weight's channels, those of `maps`
         self.sum: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         self.maps.append(x)
-        self.channels += x.shape[1]
-        if len(self.maps) == 2 and self.channels < self.weight.shape[1] and ops.may_free_early(x):
+        self.last += x.shape[1]
+        if len(self.maps) == 2 and self.last < self.weight.shape[1] and ops.may_free_early(x):
             self.sum = self._product("none")
 
     def result(self) -> Tensor:
         return self._product(self.activation)
 
     def _product(self, activation: Activation) -> Tensor:
-        weight, self.weight = self.weight[:, : self.channels], self.weight[:, self.channels :]
-        maps, self.maps, self.channels = self.maps, [], 0
-        bias = self.bias if self.sum is None else torch.zeros_like(self.bias)
-        return ops.pointwise(maps, weight, bias, shortcut=self.sum, activation=activation)
+        maps, self.maps, first, self.first = self.maps, [], self.first, self.last
+        return ops.pointwise(
+            maps,
+            self.weight,
+            self.bias,
+            shortcut=self.sum,
+            activation=activation,
+            packed=self.packed,
+            first=first,
+        )
 
 
 class BSConvU(nn.Module):
     """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
+
+    packed: Tensor | None = None  # as in ALKConv
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
@@ -136,11 +157,18 @@ class BSConvU(nn.Module):
             padding=int(self.dw.padding[0]),
             shortcut=shortcut,
             activation=activation,
+            packed=self.packed,
         )
 
     def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x) (BSRN, section 3.3)."""
-        return ops.bsconv_stage(x, distil.weight, conv_bias(distil), self.pw.weight, self.dw.weight, conv_bias(self.dw))
+        weights = (self.pw.weight, self.dw.weight, conv_bias(self.dw))
+        return ops.bsconv_stage(x, distil.weight, conv_bias(distil), *weights, packed=self.packed)
+
+    def pack(self, distil: nn.Conv2d | None = None) -> None:
+        """Pack the weights for `forward`, or with `distil` for `stage`; later changes of them have no effect."""
+        distilling = () if distil is None else (distil.weight, conv_bias(distil))
+        self.packed = ops.pack_bsconv(self.pw.weight, self.dw.weight, conv_bias(self.dw), *distilling)
 
 
 class ALKConv(nn.Module):

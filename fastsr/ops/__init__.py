@@ -3,7 +3,7 @@
 from fastsr.ops._define import output_format
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
-from fastsr.ops.bsconv import bsconv
+from fastsr.ops.bsconv import bsconv, pack_bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
@@ -11,7 +11,7 @@ from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
 from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
-from fastsr.ops.pointwise import may_free_early, pointwise
+from fastsr.ops.pointwise import may_free_early, pack_pointwise, pointwise
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -31,8 +31,10 @@ __all__ = [
     "mixer_block",
     "output_format",
     "pack_alk_conv",
+    "pack_bsconv",
     "pack_conv3x3_gelu",
     "pack_esa",
+    "pack_pointwise",
     "pixel_norm",
     "pointwise",
     "upsample",

@@ -74,14 +74,16 @@ def can_pack(op: str, weight: Tensor, backend: str = "cpu") -> bool:
     return can_run(op, backend, weight) is None
 
 
-def takes_packed(op: str, packed: Tensor | None, x: Tensor, first: Tensor, *others: Tensor) -> str | None:
+def takes_packed(
+    op: str, packed: Tensor | None, x: Tensor, first: Tensor, *others: Tensor, channels: int | None = None
+) -> str | None:
     """The backend for which `packed` was made, if a call can use it instead of `first` and `others`, or None.
 
-    That backend must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1] is left to
-    the usual checks. Weights for "cpu" are float32 and for maps of any dtype, those for "cuda" bytes and for maps of
-    the weights' dtype.
+    That backend must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1], having
+    other channels or these, is left to the usual checks. Weights for "cpu" are float32 and for maps of any dtype, those
+    for "cuda" bytes and for maps of the weights' dtype.
     """
-    if packed is None or x.shape[1] != first.shape[1] or packed.device != x.device:
+    if packed is None or (x.shape[1] if channels is None else channels) != first.shape[1] or packed.device != x.device:
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, first, *others)):
         return None

@@ -11,7 +11,16 @@ from fastsr import _cuda, reference
 from fastsr._dispatch import instead_of_cuda, reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_cuda,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation
 
 MAX_CHANNELS = 64  # of the CUDA C++ kernels, in and out (csrc/cuda/bsconv.h)
@@ -68,6 +77,38 @@ register_triton("bsconv")
 register_cuda("bsconv", SCHEMA, BACKWARD_SCHEMA)
 _cuda.limit("bsconv", lambda *args: max(args[-5].shape[:2]) <= MAX_CHANNELS)  # pw_weight, in both directions
 
+define_packed(
+    "bsconv",
+    "(Tensor pw_weight, Tensor dw_weight, Tensor dw_bias, Tensor? d_weight, Tensor? d_bias) -> Tensor",
+    {
+        "bsconv_packed": "(Tensor x, Tensor packed, int channels, Tensor? shortcut, int activation) -> Tensor",
+        "bsconv_stage_packed": "(Tensor x, Tensor packed, int distilled) -> (Tensor, Tensor)",
+    },
+    {
+        "bsconv_packed": lambda x, packed, channels, shortcut, activation: empty_map(x, channels),
+        "bsconv_stage_packed": lambda x, packed, distilled: (empty_map(x, distilled), empty_map(x, x.shape[1])),
+    },
+)
+
+
+def pack_bsconv(
+    pw_weight: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor,
+    d_weight: Tensor | None = None,
+    d_bias: Tensor | None = None,
+) -> Tensor | None:
+    """Weights in the order in which the CPU kernel reads them, for `packed` of `bsconv`, or with d_* of `bsconv_stage`.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("bsconv", pw_weight) or dw_weight.shape[2:] != (3, 3):
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.bsconv_pack(pw_weight, dw_weight, dw_bias, d_weight, d_bias)
+
 
 def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
     chosen = select("bsconv", x)
@@ -94,6 +135,7 @@ def bsconv(
     padding: int = 1,
     shortcut: Tensor | None = None,
     activation: Activation = "none",
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Blueprint separable convolution, BSConvU: act(dw(pw(x)) + shortcut) (BSRN, section 3.2).
 
@@ -104,6 +146,7 @@ def bsconv(
         stride, padding: of the depthwise convolution.
         shortcut: [N, K, H', W'] added before the activation, or None.
         activation: "none", "gelu" or "leaky_relu" (slope 0.05).
+        packed: what `pack_bsconv` made of the weights; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, K, H', W'] in the dtype of `x`.
@@ -113,12 +156,18 @@ def bsconv(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("bsconv", x)
-    _checks.weight("bsconv", x, pw_weight, "pw_weight", (None, x.shape[1], 1, 1))
+    _checks.choice("bsconv", activation, "activation", _checks.ACTIVATIONS)
     channels = pw_weight.shape[0]
+    others = (dw_weight, dw_bias) if shortcut is None else (dw_weight, dw_bias, shortcut)
+    if (stride, padding) == (1, 1) and takes_packed("bsconv", packed, x, pw_weight, *others):
+        if shortcut is not None:
+            _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, *x.shape[2:]))
+        code = _checks.ACTIVATIONS.index(activation)
+        return torch.ops.fastsr.bsconv_packed(x, packed, channels, shortcut, code)
+    _checks.weight("bsconv", x, pw_weight, "pw_weight", (None, x.shape[1], 1, 1))
     _checks.weight("bsconv", x, dw_weight, "dw_weight", (channels, 1, None, None))
     _checks.odd_kernel("bsconv", dw_weight, "dw_weight")
     _checks.weight("bsconv", x, dw_bias, "dw_bias", (channels,))
-    _checks.choice("bsconv", activation, "activation", _checks.ACTIVATIONS)
     if stride < 1 or padding < 0:
         raise InputError(f"bsconv: stride is {stride} and padding {padding}; pass stride >= 1 and padding >= 0")
     if shortcut is not None:

@@ -15,7 +15,7 @@ from fastsr import _cuda, _gelu
 from fastsr._dispatch import select
 from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._define import define_inference, empty_map
+from fastsr.ops._define import define_inference, empty_map, takes_packed
 from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
 
@@ -61,7 +61,14 @@ def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
 
 
 def bsconv_stage(
-    x: Tensor, d_weight: Tensor, d_bias: Tensor, pw_weight: Tensor, dw_weight: Tensor, dw_bias: Tensor
+    x: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    pw_weight: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor,
+    *,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """GELU(conv1x1(x)) and GELU(bsconv(x) + x): the distilled and the refined half (BSRN, section 3.3).
 
@@ -69,6 +76,7 @@ def bsconv_stage(
         x: [N, C, H, W].
         d_weight, d_bias: [D, C, 1, 1] and [D].
         pw_weight, dw_weight, dw_bias: as for `bsconv`, from C to C channels with a 3x3 kernel.
+        packed: what `pack_bsconv` made of all weights; used where the CPU kernel runs without autograd.
 
     Returns:
         [N, D, H, W] and [N, C, H, W] in the dtype of `x`.
@@ -80,6 +88,9 @@ def bsconv_stage(
     _checks.feature_map("bsconv_stage", x)
     c = x.shape[1]
     tensors = (x, d_weight, d_bias, pw_weight, dw_weight, dw_bias)
+    if takes_packed("bsconv", packed, x, pw_weight, d_weight, d_bias, dw_weight, dw_bias):
+        distilled, refined = torch.ops.fastsr.bsconv_stage_packed(x, packed, d_weight.shape[0])
+        return distilled, refined
     backend = _fusing_backend(tensors)
     if backend is None:
         distilled = pointwise((x,), d_weight, d_bias, activation="gelu")

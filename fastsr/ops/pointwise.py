@@ -12,7 +12,16 @@ from fastsr import reference
 from fastsr._dispatch import reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
+from fastsr.ops._define import (
+    can_pack,
+    define,
+    define_packed,
+    empty_map,
+    register_cpu,
+    register_cuda,
+    register_triton,
+    takes_packed,
+)
 from fastsr.reference import Activation
 
 CUDA_MAX_INPUTS = 16  # csrc/cuda/pointwise.h
@@ -64,6 +73,28 @@ define(
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
 register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA)
+define_packed(
+    "pointwise",
+    "(Tensor weight, Tensor bias) -> Tensor",
+    {
+        "pointwise_packed": "(Tensor[] inputs, Tensor packed, int channels, int first, Tensor? shortcut, "
+        "int activation) -> Tensor"
+    },
+    {"pointwise_packed": lambda inputs, packed, channels, *rest: empty_map(inputs[0], channels)},
+)
+
+
+def pack_pointwise(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """Weights in the order in which the CPU kernel reads them, for `packed` of `pointwise`.
+
+    Returns:
+        A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
+        these weights. It is a copy: later changes of the weights do not reach it.
+    """
+    if not can_pack("pointwise", weight):
+        return None
+    with torch.no_grad():
+        return torch.ops.fastsr.pointwise_pack(weight, bias)
 
 
 def may_free_early(x: Tensor) -> bool:
@@ -82,14 +113,19 @@ def pointwise(
     *,
     shortcut: Tensor | None = None,
     activation: Activation = "none",
+    packed: Tensor | None = None,
+    first: int | None = None,
 ) -> Tensor:
     """act(conv1x1(cat(inputs, 1)) + shortcut), read from the maps themselves: nothing is concatenated.
 
     Args:
         inputs: one or more [N, C_i, H, W] maps of one dtype.
-        weight, bias: [K, sum of C_i, 1, 1] and [K].
+        weight, bias: [K, sum of C_i, 1, 1], with `first` [K, at least first + sum of C_i, 1, 1], and [K].
         shortcut: [N, K, H, W] added before the activation, or None.
         activation: "none", "gelu" or "leaky_relu" (slope 0.05).
+        packed: what `pack_pointwise` made of weight and bias; used where the CPU kernel runs without autograd.
+        first: which of the weight's channels the inputs begin with, None if they are all. The bias is added with
+            channel 0 only, so that a product can be added up in parts, by `shortcut`.
 
     Returns:
         [N, K, H, W] in the dtype of the inputs and the memory layout of the first.
@@ -101,25 +137,46 @@ def pointwise(
     if isinstance(inputs, Tensor) or len(inputs) == 0:
         got = "a tensor" if isinstance(inputs, Tensor) else "empty"
         raise InputError(f"pointwise: inputs is {got}; pass a sequence of at least one map")
-    first = inputs[0]
+    head = inputs[0]
     for i, x in enumerate(inputs):
         _checks.feature_map("pointwise", x, f"inputs[{i}]")
-        if x.shape[0] != first.shape[0] or x.shape[2:] != first.shape[2:]:
+        if x.shape[0] != head.shape[0] or x.shape[2:] != head.shape[2:]:
             raise InputError(
-                f"pointwise: inputs[{i}] has shape {tuple(x.shape)} and inputs[0] {tuple(first.shape)}; "
+                f"pointwise: inputs[{i}] has shape {tuple(x.shape)} and inputs[0] {tuple(head.shape)}; "
                 "pass maps that differ only in channels"
             )
-        _checks.weight("pointwise", first, x, f"inputs[{i}]", (None, None, None, None))
-    _checks.weight("pointwise", first, weight, "weight", (None, sum(x.shape[1] for x in inputs), 1, 1))
-    _checks.weight("pointwise", first, bias, "bias", (weight.shape[0],))
+        _checks.weight("pointwise", head, x, f"inputs[{i}]", (None, None, None, None))
+    channels, start = sum(x.shape[1] for x in inputs), first or 0
+    mixed = any(x.dtype != head.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
     _checks.choice("pointwise", activation, "activation", _checks.ACTIVATIONS)
+    code = _checks.ACTIVATIONS.index(activation)
     if shortcut is not None:
-        _checks.shortcut("pointwise", first, shortcut, (first.shape[0], weight.shape[0], *first.shape[2:]))
-    mixed = any(x.dtype != first.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
-    backend = "reference" if mixed else select("pointwise", first)
+        _checks.shortcut("pointwise", head, shortcut, (head.shape[0], weight.shape[0], *head.shape[2:]))
+    if packed is not None and not mixed:
+        others = (bias, *inputs[1:]) if shortcut is None else (bias, *inputs[1:], shortcut)
+        whole = start + channels if first is None else weight.shape[1]
+        if start + channels <= whole and takes_packed("pointwise", packed, head, weight, *others, channels=whole):
+            return torch.ops.fastsr.pointwise_packed(list(inputs), packed, weight.shape[0], start, shortcut, code)
+    _checks.weight("pointwise", head, weight, "weight", (None, channels if first is None else None, 1, 1))
+    _checks.weight("pointwise", head, bias, "bias", (weight.shape[0],))
+    if first is not None:
+        weight, bias = _part(weight, bias, first, channels)
+    backend = "reference" if mixed else select("pointwise", head)
     if backend == "cuda" and len(inputs) > CUDA_MAX_INPUTS:
         reason = f"{len(inputs)} inputs exceed {CUDA_MAX_INPUTS}"
         backend = reference_because("pointwise", reason)
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
-    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, _checks.ACTIVATIONS.index(activation))
+    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, code)
+
+
+def _part(weight: Tensor, bias: Tensor, first: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Of the product, what `channels` input channels from `first` on have in it."""
+    if first < 0 or first + channels > weight.shape[1]:
+        raise InputError(
+            f"pointwise: the inputs are channels {first} to {first + channels} of a weight with {weight.shape[1]}; "
+            "pass first and inputs that lie within it"
+        )
+    if channels == weight.shape[1]:
+        return weight, bias
+    return weight[:, first : first + channels], bias if first == 0 else torch.zeros_like(bias)
