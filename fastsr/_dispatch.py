@@ -34,8 +34,8 @@ OPERATORS = (
     "pointwise",
     "upsample",
 )
-# Functions of fastsr.ops that are one operator on the CPU and several of these elsewhere.
-FUSIONS = ("bsconv_stage", "mixer_block")
+# Functions of fastsr.ops that are one operator in some backend and several of these elsewhere.
+FUSIONS = ("bsconv_stage", "esa_cca", "mixer_block")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 

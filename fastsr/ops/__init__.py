@@ -9,6 +9,7 @@ from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
+from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
 from fastsr.ops.pointwise import may_free_early, pointwise
@@ -27,6 +28,7 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "esa_cca",
     "may_free_early",
     "mixer_block",
     "output_format",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, register, select
+from fastsr._dispatch import can_run, current_backend, exporting, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
 
@@ -95,6 +95,19 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define `fastsr::op`, a fusion of operators that has no derivative: with autograd those are called themselves."""
     LIB.define(f"{op}{schema}", tags=_TAGS)
     torch.library.register_fake(f"fastsr::{op}", fake, lib=LIB)
+
+
+def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
+
+    Where no backend is forced that goes before what is tried first for the operators themselves.
+    """
+    backend = current_backend()
+    if exporting() or (backend != "cuda" and (backend != "auto" or x.device.type != "cuda")):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
+        return False
+    return can_run(op, "cuda", x) is None
 
 
 def define_over(op: str, schema: str) -> None:

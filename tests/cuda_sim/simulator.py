@@ -216,6 +216,7 @@ def kernels_on_cpu() -> Iterator[None]:
     import simulated_conv3x3
     import simulated_conv_mix
     import simulated_esa
+    import simulated_esa_cca
     import simulated_pixel_norm
     import simulated_pointwise
     import simulated_upsample
@@ -226,6 +227,7 @@ def kernels_on_cpu() -> Iterator[None]:
         simulated_conv3x3,
         simulated_conv_mix,
         simulated_esa,
+        simulated_esa_cca,
         simulated_pixel_norm,
         simulated_pointwise,
         simulated_upsample,
