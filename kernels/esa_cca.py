@@ -3,22 +3,25 @@
     z = x sigmoid(conv4(bilinear(out) + conv_f(c1)))                     # esa.py, esa_path.py
     y = normalise(z * scale) * norm_weight + norm_bias + shortcut        # scale from the statistics of z, cca_norm.py
 
-The gate's kernel sums up the statistics of what it writes, so that z is read once less than by the two operators.
-Backward: z again, by the same kernels, then the two operators' backwards.
+The gate's kernel sums up the statistics of what it writes, so that z is read once less than by the two operators, and
+there is a launch less. For inference; with autograd the two operators run one behind the other.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastsr.kernels.cca_norm import apply, attention
 from fastsr.kernels.channel_attention import parts_of_image, store_moments
 from fastsr.kernels.esa import gated
-from fastsr.kernels.esa_path import Path
-from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch
+from fastsr.kernels.esa_path import Path, run_path
+from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch, vectors
 from fastsr.kernels.partials import empty_partials
 from fastsr.kernels.taps import dot_tile, inside, pixels_at, store_map, strides_of, tile_pixels, vector
+from fastsr.ops._define import empty_map
 
 
 @triton.jit(do_not_specialize=["H", "W", "SMALL_H", "SMALL_W", "tiles", "parts"])
@@ -70,7 +73,7 @@ def gate_kernel(
         b_count += tl.where(m_p, 1.0, 0.0)
         b_d = tl.where(m_p[:, None], b_z.to(tl.float32) - b_mean, 0.0)
         b_mean += b_d * (1.0 / tl.maximum(b_count, 1.0))[:, None]
-        b_squares += b_d * tl.where(m_p[:, None], b_z.to(tl.float32) - b_mean, 0.0)
+        b_squares += b_d * (b_z.to(tl.float32) - b_mean)
     store_moments(b_count, b_mean, b_squares, moments, counts, tl.program_id(0), o_c, C)
 
 
@@ -88,3 +91,29 @@ def gate(x: Tensor, weights: tuple[Tensor, ...], path: Path, z: Tensor) -> tuple
     kind = {"BC": block(c, MIN_DOT), "PRECISION": dot_precision(x)}
     launch(gate_kernel, (n * parts,), *operands, *shapes, **sizes, **kind, **config)
     return moments, counts
+
+
+def esa_cca(
+    x: Tensor,
+    shortcut: Tensor,
+    esa_weights: list[Tensor],
+    conv2_padding: int,
+    du0_weight: Tensor,
+    du0_bias: Tensor,
+    du2_weight: Tensor,
+    du2_bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    n, c, _, _ = x.shape
+    y = empty_map(x, c)
+    if y.numel() == 0:
+        return y
+    weights = tuple(vectors(esa_weights))
+    z = torch.empty_like(y)
+    moments, counts = gate(x, weights, run_path(x, weights, conv2_padding, keep=False), z)
+    statistics = torch.empty(n, 2, c, dtype=torch.float64, device=x.device)
+    scale = attention(moments, counts, (du0_weight, du0_bias, du2_weight, du2_bias), statistics)
+    apply(z, shortcut, scale, norm_weight, norm_bias, eps, y)
+    return y

@@ -102,12 +102,21 @@ def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
 
     Where no backend is forced that goes before what is tried first for the operators themselves.
     """
+    return _fuses_on("cuda", op, x, *others)
+
+
+def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:
+    """The same for the Triton kernels; to be asked behind `fuses_on_cuda`."""
+    return _fuses_on("triton", op, x, *others)
+
+
+def _fuses_on(wanted: str, op: str, x: Tensor, *others: Tensor | None) -> bool:
     backend = current_backend()
-    if exporting() or (backend != "cuda" and (backend != "auto" or x.device.type != "cuda")):
+    if (backend != wanted and (backend != "auto" or x.device.type != "cuda")) or exporting():
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
         return False
-    return can_run(op, "cuda", x) is None
+    return can_run(op, wanted, x) is None
 
 
 def define_over(op: str, schema: str) -> None:

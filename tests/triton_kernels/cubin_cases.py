@@ -188,6 +188,14 @@ CASES: list[Case] = [
         stack=64,
     ),
     Case(
+        "esa_cca",
+        "esa_cca",
+        lambda k: k.esa_cca(
+            image(), image(), esa_weights(64, 18), 1, *attention_weights(), weight(64), weight(64), 1e-5
+        ),
+        double=("channel_attention.attention_kernel",),
+    ),
+    Case(
         "cca_norm",
         "cca_norm",
         lambda k: k.cca_norm(image(), image(), *attention_weights(), weight(64), weight(64), 1e-5),
