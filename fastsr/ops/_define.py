@@ -103,7 +103,7 @@ def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
     Where no backend is forced that goes before what is tried first for the operators themselves.
     """
     backend = current_backend()
-    if exporting() or (backend != "cuda" and (backend != "auto" or x.device.type != "cuda")):
+    if (backend != "cuda" and (backend != "auto" or x.device.type != "cuda")) or exporting():
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
         return False
