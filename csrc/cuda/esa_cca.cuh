@@ -151,7 +151,8 @@ inline int cca_finish_shared(int c, int hidden) {
 // The attention of an image from the parts' moments into scale[C], behind which there is memory for the rest. In
 // float32: unlike its gradients, it is no difference of large sums.
 __device__ __forceinline__ void make_scale(const Attention& a, unsigned image, float* scale) {
-  float *contrast = scale + a.c, *hidden = contrast + a.c, *counts = hidden + a.hidden, *means = counts + kFinishThreads;
+  float *contrast = scale + a.c, *hidden = contrast + a.c, *counts = hidden + a.hidden,
+        *means = counts + kFinishThreads;
   float* squares = means + kFinishThreads;  // of [slot][channel]
   const int slots = kFinishThreads / a.c, slot = threadIdx.x / a.c, c = threadIdx.x % a.c;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -1,9 +1,8 @@
 // fastsr::_cuda_esa_cca: checks, output, workspace, launch.
-#include "esa_cca.h"
-
 #include <optional>
 
 #include "cca_checks.h"
+#include "esa_cca.h"
 #include "esa_checks.h"
 #include "parameters.h"
 

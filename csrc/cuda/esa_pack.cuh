@@ -46,8 +46,8 @@ __device__ __forceinline__ float layer_weight(const EsaConv& conv, int64_t i, in
   return tap == kEsaTaps ? vector_at(conv.bias, o, f) : conv.dense(f, o, k, tap);
 }
 
-// conv2, [tap][16 outputs][16 inputs][lane] uint4, or [tap][input][output]: its kernel has four adjacent channels in and
-// out of two pixels on a lane.
+// conv2, [tap][16 outputs][16 inputs][lane] uint4, or [tap][input][output]: its kernel has four adjacent channels in
+// and out of two pixels on a lane.
 template <class T>
 __host__ __device__ constexpr int conv2_words(int wide) {
   return kEsaTaps * wide * wide * static_cast<int>(sizeof(T)) / 4;

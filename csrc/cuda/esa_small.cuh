@@ -78,7 +78,7 @@ __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2
 // low, whose place the small convolutions take.
 template <class T>
 struct SmallPlan {
-  int side, span, rows, groups;  // of m; of low; rows at a time; groups of 16 columns of low
+  int side, span, rows, groups;                // of m; of low; rows at a time; groups of 16 columns of low
   int places, filters, bias, low, layer, end;  // bytes
 
   __host__ __device__ explicit SmallPlan(const EsaShape& s) {

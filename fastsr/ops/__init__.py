@@ -1,6 +1,7 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
-from fastsr.ops._define import output_format
+from fastsr.ops._define import fuses_on_cuda, fuses_on_triton, output_format
+from fastsr.ops.alk_condense import alk_condense, pack_alk_condense
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv
@@ -20,6 +21,7 @@ __all__ = [
     "ALKConvWeights",
     "BlueprintESAWeights",
     "PlainESAWeights",
+    "alk_condense",
     "alk_conv",
     "alk_stage",
     "bsconv",
@@ -29,9 +31,12 @@ __all__ = [
     "conv_mix",
     "esa",
     "esa_cca",
+    "fuses_on_cuda",
+    "fuses_on_triton",
     "may_free_early",
     "mixer_block",
     "output_format",
+    "pack_alk_condense",
     "pack_alk_conv",
     "pack_conv3x3_gelu",
     "pack_esa",
