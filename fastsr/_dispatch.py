@@ -34,8 +34,8 @@ OPERATORS = (
     "pointwise",
     "upsample",
 )
-# Functions of fastsr.ops that are one operator somewhere and several of these elsewhere.
-FUSIONS = ("bsconv_stage", "mixer_block")
+# Functions of fastsr.ops that are one operator in some backend and several of these elsewhere.
+FUSIONS = ("alk_condense", "bsconv_stage", "esa_cca", "mixer_block")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 
@@ -112,8 +112,11 @@ def can_run(op: str, name: str, x: Tensor) -> str | None:
 
 
 def exporting() -> bool:
-    """Exports must consist of standard operators, so they always take the reference path."""
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    """Exports must consist of standard operators, so they always take the reference path.
+
+    The flag itself: before PyTorch 2.13 dynamo takes `is_exporting()` for True in whatever it compiles.
+    """
+    return torch.compiler._is_exporting_flag or torch.onnx.is_in_onnx_export()
 
 
 def _select_forced(op: str, x: Tensor) -> str:

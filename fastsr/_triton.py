@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _device
+from fastsr._native import LIB
 from fastsr._shapes import check
 
 MIN_VERSION = (3, 6)
@@ -64,3 +65,18 @@ def operator(op: str, name: str) -> Callable[..., Any]:
     run.__name__ = name
     OPERATORS[name] = run
     return run
+
+
+def define_fusion(op: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define `fastsr::_triton_<op>`, for inference, which `op` of kernels/<op>.py runs; fastsr/ops/<op>.py checks."""
+    name = f"_triton_{op}"
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        launcher = getattr(importlib.import_module(f"fastsr.kernels.{op}"), op)
+        with torch.cuda.device_of(x):
+            return launcher(x, *rest)
+
+    LIB.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    LIB.impl(name, run, "CUDA")
+    torch.library.register_fake(f"fastsr::{name}", fake, lib=LIB)
+    OPERATORS[name] = run

@@ -19,12 +19,13 @@ from torch import Tensor
 from fastsr.kernels import alk_toeplitz
 from fastsr.kernels.activation import activate, form
 from fastsr.kernels.alk_conv_backward import alk_conv_backward as alk_conv_backward
-from fastsr.kernels.alk_taps import OUTSIDE, branches, pack_weights
+from fastsr.kernels.alk_taps import OUTSIDE, branches, weight_rows
 from fastsr.kernels.alk_toeplitz import toeplitz_tile
 from fastsr.kernels.config import Tile, tile
 from fastsr.kernels.depthwise import row
 from fastsr.kernels.launch import block, cdiv, launch, strides
 from fastsr.kernels.maps import map_offsets, scratch_map, tile_of_image
+from fastsr.kernels.packing import Packing, bands
 from fastsr.kernels.pixel_norm import normalise
 from fastsr.kernels.products import Output, matrix, product
 from fastsr.ops._define import empty_map
@@ -95,14 +96,20 @@ def mix(u: Tensor, packed: Tensor, taps: int, y: Tensor, eps: float, form_y: int
     )
 
 
-def u_map(x: Tensor, channels: int, taps: int) -> tuple[Tensor, Tile | None]:
-    """Room for u as the forward's form reads it, and the Toeplitz form's launch options if it is that one."""
-    toeplitz = toeplitz_tile(x, channels, taps)
-    return (scratch_map if toeplitz is None else alk_toeplitz.planar_map)(x, channels), toeplitz
+def before(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Packing, Tile | None]:
+    """What the product in front has to write, u and packed weights; with launch options for the Toeplitz form."""
+    c, taps = weights[0].shape[0], weights[1].shape[2]
+    toeplitz = toeplitz_tile(x, c, taps)
+    if toeplitz is None:
+        u = scratch_map(x, c)
+        return u, weight_rows(u, weights), None
+    u = alk_toeplitz.planar_map(x, c)
+    return u, bands(u, u.shape[1], weights[1], weights[3], weights[5]), toeplitz
 
 
-def finish(
+def behind(
     u: Tensor,
+    packed: Tensor,
     toeplitz: Tile | None,
     weights: Sequence[Tensor],
     y: Tensor,
@@ -110,20 +117,19 @@ def finish(
     form_y: int,
     shortcut: Tensor | None = None,
 ) -> None:
-    """Everything behind the 1x1, from what `u_map` gave."""
+    """Everything behind the 1x1, with what `before` gave."""
     if toeplitz is None:
-        mix(u, pack_weights(u, weights), weights[1].shape[2], y, eps, form_y, shortcut)
+        mix(u, packed, weights[1].shape[2], y, eps, form_y, shortcut)
     else:
-        alk_toeplitz.mix(u, weights, y, eps, form_y, shortcut, toeplitz)
+        alk_toeplitz.mix(u, packed, weights, y, eps, form_y, shortcut, toeplitz)
 
 
 def alk_conv(x: Tensor, *rest: Tensor | float) -> Tensor:
     *weights, eps, activation = rest
-    c = weights[0].shape[0]
-    y = empty_map(x, c)
+    y = empty_map(x, weights[0].shape[0])
     if y.numel() == 0:
         return y
-    u, toeplitz = u_map(x, c, weights[1].shape[2])
-    product([x], [Output(u, [matrix(weights[0])])])
-    finish(u, toeplitz, weights, y, eps, form(activation, x))
+    u, packing, toeplitz = before(x, weights)
+    product([x], [Output(u, [matrix(weights[0])])], [packing])
+    behind(u, packing.to, toeplitz, weights, y, eps, form(activation, x))
     return y

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from fastsr.kernels.activation import form
-from fastsr.kernels.alk_conv import finish, u_map
-from fastsr.kernels.alk_conv_backward import mix_backward
-from fastsr.kernels.alk_taps import pack_weights
+from fastsr.kernels.alk_conv import before, behind
+from fastsr.kernels.alk_conv_backward import before_backward, mix_backward
 from fastsr.kernels.maps import scratch_map
 from fastsr.kernels.products import Output, matrix, product, weight_gradients
 from fastsr.ops._define import empty_map
@@ -27,9 +26,10 @@ def alk_stage(x: Tensor, d_weight: Tensor, d_bias: Tensor, *rest: Tensor | float
     if x.numel() == 0:
         return distilled, refined
     gelu = form(1, x)
-    u, toeplitz = u_map(x, x.shape[1], weights[1].shape[2])
-    product([x], [Output(u, [matrix(weights[0])]), Output(distilled, [matrix(d_weight)], d_bias, gelu)])
-    finish(u, toeplitz, weights, refined, eps, gelu, x)
+    u, packing, toeplitz = before(x, weights)
+    outputs = [Output(u, [matrix(weights[0])]), Output(distilled, [matrix(d_weight)], d_bias, gelu)]
+    product([x], outputs, [packing])
+    behind(u, packing.to, toeplitz, weights, refined, eps, gelu, x)
     return distilled, refined
 
 
@@ -44,9 +44,9 @@ def alk_stage_backward(
         return dx, *(g.zero_() for g in gradients)
     gelu, u, gd, gx = form(1, x), scratch_map(x, c), scratch_map(x, d_weight.shape[0]), scratch_map(x, c)
     down, up = matrix(d_weight), matrix(weights[0])
-    product([x], [Output(u, [up]), Output(gd, [down], d_bias, gelu, grad=grad_distilled)])
-    packed = pack_weights(u, weights)
-    du = mix_backward(grad_refined, u, packed, weights, gradients[3:], eps, gelu, x, gx)
+    packings, toeplitz = before_backward(u, weights)
+    product([x], [Output(u, [up]), Output(gd, [down], d_bias, gelu, grad=grad_distilled)], packings)
+    du = mix_backward(grad_refined, u, packings, toeplitz, gradients[3:], eps, gelu, x, gx)
     du, gd, gx = du[:, :c], gd[:, : d_weight.shape[0]], gx[:, :c]
     product([du, gd], [Output(dx, [up.t(), down.t()], shortcut=gx)])
     weight_gradients([du, gd], [x], [gradients[2], gradients[0]], [None, gradients[1]])

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsr.kernels.depthwise import pack, row
+from fastsr.kernels.depthwise import row
+from fastsr.kernels.packing import Packing, rows
 
 OUTSIDE = tl.constexpr(-(2**30))  # the row of a pixel beyond the image's last: no shift brings it back
 UNROLLED = tl.constexpr(17)  # taps
@@ -73,8 +74,8 @@ def branches(u, packed, i_h, i_w, o_c, height, width, T: tl.constexpr, CP: tl.co
     return b_v, b_h, b_s
 
 
-def pack_weights(u: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def weight_rows(u: Tensor, weights: Sequence[Tensor]) -> Packing:
     """Depthwise taps, biases and the norm's parameters as rows; `weights` as in ALKConvWeights."""
     _, lora1, lora1_bias, lora2, lora2_bias, small, small_bias, norm_weight, norm_bias = weights
     vectors = (lora1_bias, lora2_bias, small_bias, norm_weight, norm_bias)
-    return pack(u, [lora1, lora2, small, *(v.unsqueeze(1) for v in vectors)])
+    return rows(u, [lora1, lora2, small, *(v.unsqueeze(1) for v in vectors)])

@@ -20,35 +20,9 @@ from torch import Tensor
 from fastsr.kernels.activation import activate, form
 from fastsr.kernels.config import Tile, tile
 from fastsr.kernels.launch import block, cdiv, launch, strides, vectors
+from fastsr.kernels.packing import HALO, SIDE, SPAN
 
-SIDE = tl.constexpr(16)  # of a tile
-HALO = tl.constexpr(8)  # 16 bytes, so that loads stay aligned
-MAX_TAPS = 17  # whose halo is that wide
-MATRICES = 5  # H, the three of S, V
-
-
-@triton.jit
-def pack_kernel(vertical, horizontal, small, matrices, T: tl.constexpr, C: tl.constexpr, CP: tl.constexpr):
-    i_m = tl.program_id(0)
-    i_c = tl.program_id(1)
-    SPAN: tl.constexpr = SIDE + 2 * HALO
-    o_k = tl.arange(0, SPAN)
-    o_j = tl.arange(0, SIDE)
-    taps = tl.where(i_c < C, T, 0)
-    small_taps = tl.where(i_c < C, 3, 0)
-    p_to = matrices + (i_m * CP + i_c) * (SPAN * SIDE)
-    if i_m == 4:
-        o_v = o_k[None, :] - o_j[:, None] - HALO + T // 2
-        b_v = tl.load(vertical + i_c * T + o_v, mask=(o_v >= 0) & (o_v < taps), other=0.0)
-        tl.store(p_to + o_j[:, None] * SPAN + o_k[None, :], b_v.to(matrices.dtype.element_ty))
-    else:
-        if i_m == 0:
-            o_t = o_k[:, None] - o_j[None, :] - HALO + T // 2
-            b_w = tl.load(horizontal + i_c * T + o_t, mask=(o_t >= 0) & (o_t < taps), other=0.0)
-        else:
-            o_t = o_k[:, None] - o_j[None, :] - HALO + 1
-            b_w = tl.load(small + (i_c * 3 + i_m - 1) * 3 + o_t, mask=(o_t >= 0) & (o_t < small_taps), other=0.0)
-        tl.store(p_to + o_k[:, None] * SIDE + o_j[None, :], b_w.to(matrices.dtype.element_ty))
+MAX_TAPS = 17  # whose halo is as wide as that of the bands
 
 
 @triton.jit
@@ -72,7 +46,6 @@ def branches(
     C: tl.constexpr, CP: tl.constexpr, GELU: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """GELU(v) + GELU(h) + GELU(s) of the channels `o_c` [BC, 1, 1], as [BC, 16, 16]; 0 beyond C."""
-    SPAN: tl.constexpr = SIDE + 2 * HALO
     SIZE: tl.constexpr = CP * SPAN * SIDE  # of the matrices of one kind
     o_i = tl.arange(0, SIDE)[None, :, None]
     o_j = tl.arange(0, SIDE)[None, None, :]
@@ -182,12 +155,12 @@ def mix_kernel(
         )  # fmt: skip
 
 
-def toeplitz_tile(x: Tensor, channels: int, taps: int) -> Tile | None:
+def toeplitz_tile(x: Tensor, channels: int, taps: int, kernel: str = "alk_toeplitz") -> Tile | None:
     """Launch options of this form for maps like `x`, or None: the tables say up to how many channels it pays."""
     image = block(channels) * x.shape[2] * SIDE.value * cdiv(x.shape[3], SIDE.value)
     if x.dtype == torch.float32 or taps > MAX_TAPS or image >= 2**31:
         return None
-    config = tile("alk_toeplitz", x, channels=channels)
+    config = tile(kernel, x, channels=channels)
     return config if block(channels) <= config.pop("MOST") else None
 
 
@@ -199,18 +172,20 @@ def planar_map(x: Tensor, channels: int) -> Tensor:
 
 
 def mix(
-    u: Tensor, weights: Sequence[Tensor], y: Tensor, eps: float, form_y: int, shortcut: Tensor | None, config: Tile
+    u: Tensor,
+    matrices: Tensor,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    eps: float,
+    form_y: int,
+    shortcut: Tensor | None,
+    config: Tile,
 ) -> None:
     """Everything behind the 1x1: fill `y` from the planar `u`; `weights` as in ALKConvWeights."""
-    _, vertical, v_bias, horizontal, h_bias, small, *rest = vectors(weights)
+    biases = vectors([weights[i] for i in (2, 4, 6, 7, 8)])
     n, c, h, w = y.shape
-    padded, taps = u.shape[1], vertical.shape[2]
-    span = SIDE.value + 2 * HALO.value
-    matrices = torch.empty(MATRICES, padded, span, SIDE.value, dtype=u.dtype, device=u.device)
-    grid = (MATRICES, padded)
-    launch(pack_kernel, grid, vertical, horizontal, small, matrices, T=taps, C=c, CP=padded, num_warps=1)
-    row = u.stride(2)
-    operands = (u, matrices, v_bias, h_bias, *rest, shortcut, y, h, w, row, h * row)
+    padded, row = u.shape[1], u.stride(2)
+    operands = (u, matrices, *biases, shortcut, y, h, w, row, h * row)
     places = (None if shortcut is None else strides(shortcut), strides(y))
     sizes = {"C": c, "CP": padded, "GELU": form(1, u), "FORM": form_y, "RAGGED": row != w}
     config["BC"] = min(config["BC"], padded)

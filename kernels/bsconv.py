@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fastsr.kernels.activation import form
-from fastsr.kernels.depthwise import depthwise, depthwise_weight_gradients, pack
+from fastsr.kernels.depthwise import depthwise, depthwise_weight_gradients
 from fastsr.kernels.maps import scratch_map
+from fastsr.kernels.packing import rows
 from fastsr.kernels.products import Output, matrix, product, weight_gradients
 from fastsr.ops._define import empty_map
 
@@ -30,9 +31,9 @@ def bsconv(
     if y.numel() == 0:
         return y
     u = scratch_map(x, c)
-    product([x], [Output(u, [matrix(pw_weight)])])
-    packed = pack(u, [dw_weight, dw_bias.unsqueeze(1)])
-    depthwise(u, packed, y, c, KERNEL, bias=True, form=form(activation, x), shortcut=shortcut)
+    packing = rows(u, [dw_weight, dw_bias.unsqueeze(1)])
+    product([x], [Output(u, [matrix(pw_weight)])], [packing])
+    depthwise(u, packing.to, y, c, KERNEL, bias=True, form=form(activation, x), shortcut=shortcut)
     return y
 
 
@@ -55,14 +56,14 @@ def bsconv_backward(
     if grad.numel() == 0:
         return dx, d_pw.zero_(), d_dw.zero_(), d_bias.zero_(), d_shortcut
     u = scratch_map(x, c)
-    product([x], [Output(u, [matrix(pw_weight)])])
-    packed = pack(u, [dw_weight, dw_bias.unsqueeze(1)])
+    packing = rows(u, [dw_weight, dw_bias.unsqueeze(1)])
+    product([x], [Output(u, [matrix(pw_weight)])], [packing])
     g = grad
     if activation != 0:
         g = d_shortcut if own else scratch_map(x, c)
-        depthwise(u, packed, g, c, KERNEL, bias=True, form=form(activation, x), shortcut=shortcut, grad=grad)
+        depthwise(u, packing.to, g, c, KERNEL, bias=True, form=form(activation, x), shortcut=shortcut, grad=grad)
     du = scratch_map(x, c)
-    depthwise(g, packed, du, c, KERNEL, flip=True)
+    depthwise(g, packing.to, du, c, KERNEL, flip=True)
     depthwise_weight_gradients([g], u, [d_dw], [d_bias])
     product([du[:, :c]], [Output(dx, [matrix(pw_weight).t()])])
     weight_gradients([du[:, :c]], [x], [d_pw], [None])

@@ -14,6 +14,8 @@ the rest; it computes the norm twice, which costs less than to write and read it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -22,11 +24,13 @@ from torch import Tensor
 from fastsr.kernels.channel_attention import (
     attention_backward_kernel,
     attention_kernel,
+    constants,
     parts_of_image,
     scale_kernel,
+    store_moments,
 )
 from fastsr.kernels.config import tile
-from fastsr.kernels.launch import block, cdiv, launch, strides
+from fastsr.kernels.launch import block, cdiv, launch, strides, vectors
 from fastsr.kernels.maps import map_offsets
 from fastsr.kernels.partials import empty_partials, sum_partials
 from fastsr.kernels.pixel_norm import normalise, normalise_backward
@@ -34,7 +38,9 @@ from fastsr.ops._define import empty_map
 
 
 @triton.jit
-def moments_kernel(x, moments, pixels, width, x_strides, parts, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+def moments_kernel(
+    x, moments, counts, pixels, width, x_strides, parts, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
+):
     i_n = tl.program_id(0) // parts
     o_c = tl.arange(0, BC)
     m_c = (o_c < C)[None, :]
@@ -52,18 +58,8 @@ def moments_kernel(x, moments, pixels, width, x_strides, parts, C: tl.constexpr,
         b_squares += b_d * tl.where(m_x, b_x - b_mean, 0.0)
     # Only in the last step may pixels of the tile lie beyond the image.
     last = first + (count.to(tl.int32) - 1) * (parts * BP) + tl.arange(0, BP)
-    b_count = tl.where(last < pixels, count, count - 1.0)[:, None]
-    total = tl.sum(b_count)
-    b_all = tl.sum(b_mean * b_count, 0) / total
-    b_d = b_mean - b_all[None, :]
-    b_rest = tl.sum(b_d * b_count, 0) / total  # what rounding the mean lost
-    b_all += b_rest
-    b_d -= b_rest[None, :]
-    b_mean = b_all
-    b_squares = tl.sum(b_squares + b_d * b_d * b_count, 0)
-    p_part = moments + tl.program_id(0) * (2 * C) + o_c
-    tl.store(p_part, b_mean, mask=o_c < C)
-    tl.store(p_part + C, b_squares, mask=o_c < C)
+    b_count = tl.where(last < pixels, count, count - 1.0)
+    store_moments(b_count, b_mean, b_squares, moments, counts, tl.program_id(0), o_c, C)
 
 
 @triton.jit
@@ -190,6 +186,33 @@ def apply_backward_kernel(
     tl.store(dx + map_offsets(i_n, o_p, o_c, width, dx_strides), b_dx, mask=m_x)
 
 
+def attention(moments: Tensor, counts: Tensor, layers: Sequence[Tensor], statistics: Tensor) -> Tensor:
+    """The scale [N, C] from the parts' moments [all parts, 2, C] and counts; fills `statistics` [N, 2, C]."""
+    n, _, c = statistics.shape
+    scale = empty_partials(moments, n, c)
+    operands = (moments, counts, *vectors(layers), statistics, scale, moments.shape[0] // n)
+    launch(attention_kernel, (n,), *operands, **constants(c, layers[0].shape[0]))
+    return scale
+
+
+def apply(
+    x: Tensor,
+    shortcut: Tensor,
+    scale: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    y: Tensor,
+) -> None:
+    """Fill `y` with what the attention's `scale` [N, C] makes of `x`."""
+    n, c, h, w = x.shape
+    config = tile("cca_norm", x, channels=c)
+    tiles = cdiv(h * w, config["BP"])
+    norm = [None if p is None else p.contiguous() for p in (norm_weight, norm_bias)]
+    operands = (x, shortcut, scale, *norm, y, h * w, w, tiles, *map(strides, (x, shortcut, y)), eps)
+    launch(apply_kernel, (n * tiles,), *operands, C=c, BC=block(c), **config)
+
+
 def cca_norm(
     x: Tensor,
     shortcut: Tensor,
@@ -209,32 +232,11 @@ def cca_norm(
     config = tile("cca_norm", x, channels=c)
     tiles = cdiv(h * w, config["BP"])
     parts = parts_of_image(n, tiles)
-    moments, scale = empty_partials(x, n * parts, 2, c), empty_partials(x, n, c)
-    sizes = {"C": c, "BC": block(c)}
-    launch(moments_kernel, (n * parts,), x, moments, h * w, w, strides(x), parts, **sizes, **config)
-    layers = tuple(p.contiguous() for p in (du0_weight, du0_bias, du2_weight, du2_bias))
-    r = du0_weight.shape[0]
-    attention = {**sizes, "R": r, "BR": block(r), "BP": config["BP"], "num_warps": 1, "num_stages": 1}
-    launch(attention_kernel, (n,), moments, *layers, statistics, scale, h * w, parts, **attention)
-    launch(
-        apply_kernel,
-        (n * tiles,),
-        x,
-        shortcut,
-        scale,
-        None if norm_weight is None else norm_weight.contiguous(),
-        None if norm_bias is None else norm_bias.contiguous(),
-        y,
-        h * w,
-        w,
-        tiles,
-        strides(x),
-        strides(shortcut),
-        strides(y),
-        eps,
-        **sizes,
-        **config,
-    )
+    moments, counts = empty_partials(x, n * parts, 2, c), empty_partials(x, n * parts)
+    operands = (x, moments, counts, h * w, w, strides(x), parts)
+    launch(moments_kernel, (n * parts,), *operands, C=c, BC=block(c), **config)
+    scale = attention(moments, counts, (du0_weight, du0_bias, du2_weight, du2_bias), statistics)
+    apply(x, shortcut, scale, norm_weight, norm_bias, eps, y)
     return y, statistics
 
 
@@ -260,18 +262,18 @@ def cca_norm_backward(
     config = tile("cca_norm_backward", x, channels=c)
     tiles = cdiv(h * w, config["BP"])
     parts = parts_of_image(n, tiles)
-    layers = tuple(p.contiguous() for p in parameters[:4])
+    layers = vectors(parameters[:4])
     weight = None if norm_weight is None else norm_weight.contiguous()
-    sizes, attention = {"C": c, "BC": block(c)}, {"R": r, "BR": block(r), "num_warps": 1, "num_stages": 1}
+    sizes = {"C": c, "BC": block(c)}
     scale, partials = empty_partials(x, n, c), empty_partials(x, n * parts, 3, c)
-    launch(scale_kernel, (n,), statistics, *layers, scale, **sizes, **attention)
+    launch(scale_kernel, (n,), statistics, *layers, scale, **sizes, R=r, BR=block(r), num_warps=1)
     operands = (grad, x, scale, weight, partials, h * w, w, strides(grad), strides(x), parts, eps)
     launch(sums_backward_kernel, (n * parts,), *operands, **sizes, **config)
     own = sum(g.numel() for g in gradients)
     rows = empty_partials(x, n, own + 3 * c)
     line = rows.shape[1]
     operands = (partials, statistics, *layers, rows, line, h * w, parts)
-    launch(attention_backward_kernel, (n,), *operands, **sizes, **attention)
+    launch(attention_backward_kernel, (n,), *operands, **constants(c, r))
     sum_partials(rows, gradients)
     operands = (grad, x, scale, rows[:, own:], weight, dx, line, h * w, w, tiles, *map(strides, (grad, x, dx)), eps)
     launch(apply_backward_kernel, (n * tiles,), *operands, **sizes, **config)

@@ -1,8 +1,10 @@
 """The channel attention of cca_norm: one small program per image, in float64.
 
-    mean, variance = the parts' moments, merged by Chan's rule in a fixed order;  contrast = sqrt(variance) + mean
+    mean = sum_i count_i mean_i / count;  variance = sum_i (squares_i + count_i (mean_i - mean)^2) / count
+    contrast = sqrt(variance) + mean
     scale = sigmoid(du2 relu(du0 contrast + b0) + b2);  backward from the parts' sums of dscale
 
+The parts are added up in a fixed order, BQ at a time: one after another, each would wait for memory.
 float64 because its gradients are differences of sums over all channels, and because it costs nothing: an image has as
 many of these values as a pixel has.
 """
@@ -12,7 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastsr.kernels.launch import block, cdiv
+
 MAX_PARTS = 512  # ranges of pixels that the sums of all images are divided into
+MAX_AT_ONCE = 1024  # values of the parts that a program holds at once
 
 
 @triton.jit
@@ -30,6 +35,14 @@ def layers(b_contrast, w0, b0, w2, b2, C: tl.constexpr, R: tl.constexpr, BC: tl.
 
 
 @triton.jit
+def parts_at(rows, i_n, i, o_c, parts, C: tl.constexpr, ROWS: tl.constexpr, BQ: tl.constexpr):
+    """Parts i to i + BQ of an image, which of their rows of C channels exist, and where the first row of each is."""
+    o_q = i + tl.arange(0, BQ)
+    p_part = rows + (i_n * parts + o_q)[:, None] * (ROWS * C) + o_c[None, :]
+    return o_q, (o_q < parts)[:, None] & (o_c < C)[None, :], p_part
+
+
+@triton.jit
 def moments_of(statistics, i_n, o_c, C: tl.constexpr):
     """Mean and variance of the image's channels, in float64."""
     b_mean = tl.load(statistics + i_n * (2 * C) + o_c, mask=o_c < C, other=0.0)
@@ -37,42 +50,57 @@ def moments_of(statistics, i_n, o_c, C: tl.constexpr):
 
 
 @triton.jit
+def store_moments(b_count, b_mean, b_squares, moments, counts, i_part, o_c, C: tl.constexpr):
+    """A part's moments from those of its places: how many pixels each had [BP], means and squares [BP, BC]."""
+    total = tl.sum(b_count)
+    b_count = b_count[:, None]
+    b_all = tl.sum(b_mean * b_count, 0) / total
+    b_d = b_mean - b_all[None, :]
+    b_rest = tl.sum(b_d * b_count, 0) / total  # what rounding the mean lost
+    b_d -= b_rest[None, :]
+    p_part = moments + i_part * (2 * C) + o_c
+    tl.store(p_part, b_all + b_rest, mask=o_c < C)
+    tl.store(p_part + C, tl.sum(b_squares + b_d * b_d * b_count, 0), mask=o_c < C)
+    tl.store(counts + i_part, total)
+
+
+@triton.jit
 def attention_kernel(
     moments,
+    counts,
     w0,
     b0,
     w2,
     b2,
     statistics,
     scale,
-    pixels,
     parts,
     C: tl.constexpr,
     R: tl.constexpr,
     BC: tl.constexpr,
     BR: tl.constexpr,
-    BP: tl.constexpr,
+    BQ: tl.constexpr,
 ):
     i_n = tl.program_id(0)
     o_c = tl.arange(0, BC)
-    count = 0.0
-    b_mean = tl.zeros([BC], tl.float32)
-    b_squares = tl.zeros([BC], tl.float32)
-    for i_part in range(parts):
-        # Part i has the tiles i, i + parts, ...; only the image's last tile is not full.
-        p_part = moments + (i_n * parts + i_part) * (2 * C) + o_c
-        tiles = tl.cdiv(pixels, BP)
-        own = tl.cdiv(tiles - i_part, parts)
-        missing = tl.where((tiles - 1) % parts == i_part, tiles * BP - pixels, 0)
-        more = (own * BP - missing).to(tl.float32)
-        b_delta = tl.load(p_part, mask=o_c < C, other=0.0) - b_mean
-        share = more / (count + more)
-        b_mean += b_delta * share
-        b_squares += tl.load(p_part + C, mask=o_c < C, other=0.0) + b_delta * b_delta * count * share
-        count += more
-    b_variance = (b_squares / count).to(tl.float64)
-    _, b_scale, _, _ = layers(tl.sqrt(b_variance) + b_mean.to(tl.float64), w0, b0, w2, b2, C, R, BC, BR)
-    tl.store(statistics + i_n * (2 * C) + o_c, b_mean.to(tl.float64), mask=o_c < C)
+    b_total = tl.zeros([BQ], tl.float64)
+    b_sums = tl.zeros([BQ, BC], tl.float64)
+    for i in range(0, parts, BQ):
+        o_q, m_q, p_part = parts_at(moments, i_n, i, o_c, parts, C, 2, BQ)
+        b_count = tl.load(counts + i_n * parts + o_q, mask=o_q < parts, other=0.0).to(tl.float64)
+        b_sums += tl.load(p_part, mask=m_q, other=0.0).to(tl.float64) * b_count[:, None]
+        b_total += b_count
+    total = tl.sum(b_total)
+    b_mean = tl.sum(b_sums, 0) / total
+    b_squares = tl.zeros([BQ, BC], tl.float64)
+    for i in range(0, parts, BQ):
+        o_q, m_q, p_part = parts_at(moments, i_n, i, o_c, parts, C, 2, BQ)
+        b_count = tl.load(counts + i_n * parts + o_q, mask=o_q < parts, other=0.0).to(tl.float64)
+        b_d = tl.load(p_part, mask=m_q, other=0.0).to(tl.float64) - b_mean[None, :]
+        b_squares += tl.load(p_part + C, mask=m_q, other=0.0).to(tl.float64) + b_d * b_d * b_count[:, None]
+    b_variance = tl.sum(b_squares, 0) / total
+    _, b_scale, _, _ = layers(tl.sqrt(b_variance) + b_mean, w0, b0, w2, b2, C, R, BC, BR)
+    tl.store(statistics + i_n * (2 * C) + o_c, b_mean, mask=o_c < C)
     tl.store(statistics + i_n * (2 * C) + C + o_c, b_variance, mask=o_c < C)
     tl.store(scale + i_n * C + o_c, b_scale.to(tl.float32), mask=o_c < C)
 
@@ -104,19 +132,23 @@ def attention_backward_kernel(
     R: tl.constexpr,
     BC: tl.constexpr,
     BR: tl.constexpr,
+    BQ: tl.constexpr,
 ):
     i_n = tl.program_id(0)
     o_c = tl.arange(0, BC)
     o_r = tl.arange(0, BR)
     m_c = o_c < C
-    b_dscale = tl.zeros([BC], tl.float64)
-    b_dw = tl.zeros([BC], tl.float64)
-    b_db = tl.zeros([BC], tl.float64)
-    for i_part in range(parts):
-        p_part = partials + (i_n * parts + i_part) * (3 * C) + o_c
-        b_dscale += tl.load(p_part, mask=m_c, other=0.0)
-        b_dw += tl.load(p_part + C, mask=m_c, other=0.0)
-        b_db += tl.load(p_part + 2 * C, mask=m_c, other=0.0)
+    b_dscale = tl.zeros([BQ, BC], tl.float64)
+    b_dw = tl.zeros([BQ, BC], tl.float64)
+    b_db = tl.zeros([BQ, BC], tl.float64)
+    for i in range(0, parts, BQ):
+        _, m_q, p_part = parts_at(partials, i_n, i, o_c, parts, C, 3, BQ)
+        b_dscale += tl.load(p_part, mask=m_q, other=0.0)
+        b_dw += tl.load(p_part + C, mask=m_q, other=0.0)
+        b_db += tl.load(p_part + 2 * C, mask=m_q, other=0.0)
+    b_dscale = tl.sum(b_dscale, 0)
+    b_dw = tl.sum(b_dw, 0)
+    b_db = tl.sum(b_db, 0)
     b_mean, b_variance = moments_of(statistics, i_n, o_c, C)
     b_deviation = tl.sqrt(b_variance)
     b_contrast = b_deviation + b_mean
@@ -144,3 +176,10 @@ def attention_backward_kernel(
 
 def parts_of_image(images: int, tiles: int) -> int:
     return max(1, min(tiles, MAX_PARTS // images))
+
+
+def constants(channels: int, hidden: int) -> dict[str, int]:
+    """Of the kernels that add up the parts."""
+    size = block(channels)
+    at_once = block(cdiv(MAX_AT_ONCE, size), most=16)
+    return {"C": channels, "BC": size, "R": hidden, "BR": block(hidden), "BQ": at_once, "num_warps": 4, "num_stages": 1}

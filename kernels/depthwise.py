@@ -5,14 +5,13 @@
     weight_gradients:  dw_t = sum_p g_p u_(p + t),  dbias = sum_p g_p
 
 Triton cannot shift along shared memory, so every tap is a load of its own; neighbours' loads hit the first-level cache.
-Maps between kernels are padded scratch maps (maps.py), weights are packed beforehand as rows of channels.
+Maps between kernels are padded scratch maps (maps.py), weights are packed beforehand as rows of channels (packing.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,18 +24,6 @@ from fastsr.kernels.partials import empty_partials, sum_partials
 
 MAX_COLUMNS = 64  # channels of a tile of the weight gradient
 MAX_PARTS = 128  # rows of partial sums of the weight gradients
-
-
-@triton.jit
-def pack_kernel(sources, packed, SIZES: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BC: tl.constexpr):
-    o_c = tl.arange(0, BC)
-    i_row = tl.program_id(0)
-    first = 0
-    for i in tl.static_range(len(SIZES)):
-        if (i_row >= first) & (i_row < first + SIZES[i]):
-            b_w = tl.load(sources[i] + o_c * SIZES[i] + (i_row - first), mask=o_c < C, other=0.0).to(tl.float32)
-            tl.store(packed + i_row * CP + o_c, b_w, mask=o_c < CP)
-        first += SIZES[i]
 
 
 @triton.jit
@@ -149,16 +136,6 @@ def depthwise_weight_gradient_kernel(
             if BIASED:
                 tl.store(p_part + first + C * TAPS[j] + o_c, tl.sum(b_db, 0), mask=o_c < C)
         first += C * TAPS[j] + (C if BIASED else 0)
-
-
-def pack(u: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Parameters [C, ...] as float32 rows [elements behind C, channels of the scratch map `u`], one after another."""
-    c, padded = parameters[0].shape[0], u.shape[1]
-    sizes = tuple(p[0].numel() for p in parameters)
-    packed = torch.empty(sum(sizes), padded, dtype=torch.float32, device=u.device)
-    sources = tuple(p.contiguous() for p in parameters)
-    launch(pack_kernel, (packed.shape[0],), sources, packed, SIZES=sizes, C=c, CP=padded, BC=block(padded), num_warps=1)
-    return packed
 
 
 def depthwise(

@@ -29,6 +29,23 @@ from fastsr.kernels.taps import (
 from fastsr.ops._define import empty_map
 
 
+@triton.jit
+def gated(
+    x, c1, out, conv_f, conv_f_bias, conv4, conv4_bias, i_n, o_h, o_w, m_p, o_c, x_strides, H, W, SMALL_H, SMALL_W,
+    ratio_h, ratio_w, C: tl.constexpr, X_VECTOR: tl.constexpr, f: tl.constexpr, F: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x sigmoid(conv4(z)) of a tile's pixels."""
+    dtype = c1.dtype.element_ty
+    _, b_z = gate_input(
+        c1, out, conv_f, conv_f_bias, i_n, o_h, o_w, m_p, H, W, SMALL_H, SMALL_W, ratio_h, ratio_w, f, F, PRECISION
+    )
+    b_w = load_matrix(conv4, tl.arange(0, F), o_c, f, C, 1, f, dtype)
+    b_gate = tl.dot(b_z.to(dtype), b_w, input_precision=PRECISION) + load_row(conv4_bias, o_c, C)
+    b_x = load_map(x, pixels_at(i_n, o_h, o_w, x_strides, X_VECTOR), m_p, o_c, C, x_strides).to(tl.float32)
+    return b_x * tl.sigmoid(b_gate)
+
+
 @triton.jit(do_not_specialize=["H", "W", "SMALL_H", "SMALL_W"])
 def gate_kernel(
     x,
@@ -60,15 +77,11 @@ def gate_kernel(
     i_n, o_h, o_w = tile_pixels(tl.program_id(0), H, W, BH, BW)
     m_p = inside(o_h, o_w, H, W)
     o_c = tl.arange(0, BC)
-    dtype = c1.dtype.element_ty
-    _, b_z = gate_input(
-        c1, out, conv_f, conv_f_bias, i_n, o_h, o_w, m_p, H, W, SMALL_H, SMALL_W, ratio_h, ratio_w, f, F, PRECISION
-    )
-    b_w = load_matrix(conv4, tl.arange(0, F), o_c, f, C, 1, f, dtype)
-    b_gate = tl.dot(b_z.to(dtype), b_w, input_precision=PRECISION) + load_row(conv4_bias, o_c, C)
-    b_x = load_map(x, pixels_at(i_n, o_h, o_w, x_strides, X_VECTOR), m_p, o_c, C, x_strides).to(tl.float32)
-    o_y = pixels_at(i_n, o_h, o_w, y_strides, Y_VECTOR)
-    store_map(y, o_y, m_p, o_c, C, y_strides, b_x * tl.sigmoid(b_gate))
+    b_y = gated(
+        x, c1, out, conv_f, conv_f_bias, conv4, conv4_bias, i_n, o_h, o_w, m_p, o_c, x_strides, H, W, SMALL_H, SMALL_W,
+        ratio_h, ratio_w, C, X_VECTOR, f, F, PRECISION,
+    )  # fmt: skip
+    store_map(y, pixels_at(i_n, o_h, o_w, y_strides, Y_VECTOR), m_p, o_c, C, y_strides, b_y)
 
 
 def esa(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:

@@ -21,6 +21,7 @@ from fastsr.kernels.activation import NONE, activate, derivative
 from fastsr.kernels.config import tile
 from fastsr.kernels.launch import MIN_DOT, block, cdiv, dot_precision, launch, strides
 from fastsr.kernels.maps import map_offsets, tile_of_image
+from fastsr.kernels.packing import Packing, pack
 from fastsr.kernels.partials import empty_partials, sum_partials
 
 MAX_COLUMNS = 64  # channels of a tile of the weight gradient
@@ -28,7 +29,7 @@ MAX_PARTS = 128  # rows of partial sums of the weight gradients
 
 
 @triton.jit
-def product_kernel(
+def product_tile(
     xs,
     weights,
     biases,
@@ -42,6 +43,7 @@ def product_kernel(
     y_strides,
     pixels,
     width,
+    i_program,
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -51,7 +53,7 @@ def product_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    i_n, o_p, m_p = tile_of_image(tl.program_id(0), pixels, BP)
+    i_n, o_p, m_p = tile_of_image(i_program, pixels, BP)
     o_k = tl.program_id(1) * BN + tl.arange(0, BN)
     o_c = tl.arange(0, BK)
     for j in tl.static_range(len(OUTPUTS)):
@@ -81,6 +83,46 @@ def product_kernel(
             else:
                 b_y = activate(b_y, FORMS[j])
             tl.store(ys[j] + map_offsets(i_n, o_p, o_k, width, y_strides[j]), b_y, mask=m_y)
+
+
+@triton.jit
+def product_kernel(
+    xs,
+    weights,
+    biases,
+    shortcuts,
+    grads,
+    ys,
+    x_strides,
+    weight_strides,
+    shortcut_strides,
+    grad_strides,
+    y_strides,
+    pixels,
+    width,
+    sources,
+    destinations,
+    INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    FORMS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PACKINGS: tl.constexpr,
+    PACKERS: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The first PACKERS programs pack weights for the next kernel (packing.py)."""
+    if PACKERS > 0:
+        if tl.program_id(0) < PACKERS:
+            if tl.program_id(1) == 0:
+                pack(tl.program_id(0), sources, destinations, PACKINGS)
+            return
+    product_tile(
+        xs, weights, biases, shortcuts, grads, ys, x_strides, weight_strides, shortcut_strides, grad_strides, y_strides,
+        pixels, width, tl.program_id(0) - PACKERS, INPUTS, ROWS, OUTPUTS, FORMS, PRECISION, BP, BN, BK,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -161,8 +203,8 @@ def matrix(weight: Tensor) -> Tensor:
     return weight[:, :, 0, 0]
 
 
-def product(xs: Sequence[Tensor], outputs: Sequence[Output]) -> None:
-    """Fill every output's `y`; all maps have the size of the first input."""
+def product(xs: Sequence[Tensor], outputs: Sequence[Output], packings: Sequence[Packing] = ()) -> None:
+    """Fill every output's `y`, and what `packings` say; all maps have the size of the first input."""
     first = xs[0]
     n, _, h, w = first.shape
     inputs, channels = tuple(x.shape[1] for x in xs), tuple(o.y.shape[1] for o in outputs)
@@ -171,9 +213,10 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output]) -> None:
     config |= {"BN": block(max(channels), MIN_DOT, config["BN"]), "BK": block(max(inputs), MIN_DOT, config["BK"])}
     matrices = tuple(m for o in outputs for m in o.weights)
     shortcuts, grads = tuple(o.shortcut for o in outputs), tuple(o.grad for o in outputs)
+    packers = sum(p.programs for p in packings)
     launch(
         product_kernel,
-        (n * cdiv(h * w, config["BP"]), cdiv(max(channels), config["BN"])),
+        (packers + n * cdiv(h * w, config["BP"]), cdiv(max(channels), config["BN"])),
         tuple(xs),
         matrices,
         tuple(None if o.bias is None else o.bias.contiguous() for o in outputs),
@@ -187,11 +230,15 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output]) -> None:
         tuple(strides(o.y) for o in outputs),
         h * w,
         w,
+        tuple(p.sources for p in packings),
+        tuple(p.to for p in packings),
         INPUTS=inputs,
         ROWS=tuple(o.weights[0].shape[0] for o in outputs),
         OUTPUTS=channels,
         FORMS=tuple(o.form for o in outputs),
         PRECISION=dot_precision(first),
+        PACKINGS=tuple(p.constants for p in packings),
+        PACKERS=packers,
         **config,
     )
 

@@ -59,29 +59,43 @@ def moved(x: Tensor, device: str) -> Tensor:
 
 
 def results(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str, seed: int = 7
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    backend: str,
+    seed: int = 7,
+    gradients: bool = True,
 ) -> list[Tensor]:
-    """Outputs of `function(*inputs)` under `backend`, then the gradients of all inputs for a fixed random cotangent."""
+    """Outputs of `function(*inputs)` under `backend`, then the gradients of all inputs for a fixed random cotangent.
+
+    Without `gradients` the call is one of inference.
+    """
+    if not gradients:
+        with fastsr.backend(backend), torch.no_grad():
+            out = function(*(x.detach() for x in inputs))
+        return list(out) if isinstance(out, tuple) else [out]
     leaves = [x.detach().requires_grad_() for x in inputs]
     with fastsr.backend(backend):
         out = function(*leaves)
         outputs = out if isinstance(out, tuple) else (out,)
         generator = torch.Generator().manual_seed(seed)
         cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
-        gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+        found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
     return [o.detach() for o in outputs] + [
-        torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)
+        torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)
     ]
 
 
 def assert_twice_rule(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], backend: str = "cpu"
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    backend: str = "cpu",
+    gradients: bool = True,
 ) -> None:
     """Error of `backend` against float64 <= 2 x the error of plain PyTorch in the inputs' dtype, all gradients too."""
     inputs = [moved(x.detach(), device_of(backend)) for x in inputs]
-    exact = results(function, [x.double() for x in inputs], "reference")
-    plain = results(function, inputs, "reference")
-    kernel = results(function, inputs, backend)
+    exact = results(function, [x.double() for x in inputs], "reference", gradients=gradients)
+    plain = results(function, inputs, "reference", gradients=gradients)
+    kernel = results(function, inputs, backend, gradients=gradients)
     for i, (e, p, k) in enumerate(zip(exact, plain, kernel, strict=True)):
         assert k.shape == e.shape and k.dtype == p.dtype, f"result {i}: {tuple(k.shape)} {k.dtype}"
         if e.numel() == 0:

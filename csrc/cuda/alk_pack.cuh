@@ -81,14 +81,12 @@ __device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) alk_pack_kernel(const AlkPack<T> a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+__device__ __forceinline__ uint32_t alk_word(int64_t i, const AlkPack<T>& a) {
   const AlkPacked& at = a.at;
   const int padded_k = blocks_of(a.k) * kBlock;
   const auto pointwise = [&](const Parameter& p, int outputs, int output, int input) {
     return output < outputs && input < a.c ? p[static_cast<int64_t>(output) * a.c + input] : 0.f;
   };
-  if (i >= at.end) return;
   uint32_t word = 0;
   if (i < at.filters) {
     word = row_word<T>(i - at.rows, a.c, [&](int o, int j) { return pointwise(a.w.pw_weight, a.k, o, j); });
@@ -117,7 +115,13 @@ __global__ void __launch_bounds__(kThreads) alk_pack_kernel(const AlkPack<T> a) 
   } else {
     word = filter_word<T>(i - at.reversed, a, true);
   }
-  a.to[i] = word;
+  return word;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) alk_pack_kernel(const AlkPack<T> a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < a.at.end) a.to[i] = alk_word(i, a);
 }
 
 }  // namespace fastsr::cuda

@@ -86,18 +86,16 @@ constexpr int cca_moments_shared() {
   return kWalkThreads * 8 * static_cast<int>(sizeof(float2));
 }
 
-template <class T, int Lanes>
-__global__ void __launch_bounds__(kWalkThreads, 4) cca_apply_kernel(const Cca<T> a) {
-  constexpr int kSlots = kWalkThreads / Lanes;
-  const unsigned image = blockIdx.x / a.chunks, first = blockIdx.x % a.chunks * a.chunk;
-  const unsigned end = min(first + a.chunk, a.pixels);
+// y of the pixels from `begin` to `end` that the thread walks over. All threads take the same number of steps: lanes of
+// a warp exchange sums.
+template <int Lanes, class T, class Scale>
+__device__ __forceinline__ void apply_to_pixels(const Cca<T>& a, const Scale& scales, unsigned image, PixelWalk at,
+                                                unsigned begin, unsigned end) {
   const int c = threadIdx.x % Lanes * 8, channels = a.x.channels;
   float scale[8], gamma[8], beta[8];
-  load_channels(a.scale + static_cast<int64_t>(image) * channels, c, channels, scale);
+  load_channels(scales, c, channels, scale);
   if (a.gamma.data) load_channels(a.gamma, c, channels, gamma), load_channels(a.beta, c, channels, beta);
-  // All threads take the same number of steps: lanes of a warp exchange sums.
-  PixelWalk at(first + threadIdx.x / Lanes, kSlots, a.w);
-  for (unsigned begin = first; begin < end; begin += kSlots, at.next()) {
+  for (; begin < end; begin += at.step, at.next()) {
     const bool inside = at.pixel < end && c < channels;
     Eight<T> from_x = Eight<T>::zeros(), from_shortcut = from_x;
     if (inside) {
@@ -118,6 +116,15 @@ __global__ void __launch_bounds__(kWalkThreads, 4) cca_apply_kernel(const Cca<T>
     for (int i = 0; i < 8; ++i) v[i] += added[i];
     if (inside) a.y.store(a.y.at(image, at.y, at.x), c, to_eight<T>(v));
   }
+}
+
+template <class T, int Lanes>
+__global__ void __launch_bounds__(kWalkThreads, 4) cca_apply_kernel(const Cca<T> a) {
+  constexpr int kSlots = kWalkThreads / Lanes;
+  const unsigned image = blockIdx.x / a.chunks, first = blockIdx.x % a.chunks * a.chunk;
+  const PixelWalk at(first + threadIdx.x / Lanes, kSlots, a.w);
+  apply_to_pixels<Lanes>(a, a.scale + static_cast<int64_t>(image) * a.x.channels, image, at, first,
+                         min(first + a.chunk, a.pixels));
 }
 
 // dz, the gradient of x scale, from `grad`; `xhat` holds x scale, and then its normalised values.

@@ -2,7 +2,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cca_norm.h"
+#include "cca_checks.h"
 #include "parameters.h"
 
 namespace fastsr::cuda {
@@ -10,34 +10,20 @@ namespace {
 
 constexpr const char* kOp = "cca_norm";
 
-struct Layers {
-  const Tensor &w0, &b0, &w2, &b2;
-};
-
 void check_map(const Tensor& x, const Tensor& other, const char* name) {
   check_same_shape(kOp, x, other, name);
   check_on_device(kOp, x, other, name);
   STD_TORCH_CHECK(other.scalar_type() == x.scalar_type(), kOp, ": ", name, " and x differ in dtype");
 }
 
-CcaCall call_of(const Tensor& x, const Layers& l, const Tensor* norm_weight, const Tensor* norm_bias, double eps) {
+CcaCall call_of(const Tensor& x, const CcaLayers& l, const Tensor* norm_weight, const Tensor* norm_bias, double eps) {
   check_feature_map(kOp, x, "x");
   check_kernel_dtype(kOp, x);
-  const int64_t c = x.size(1);
-  STD_TORCH_CHECK(c > 0 && c <= kMaxCcaChannels, kOp, ": x has ", c, " channels; pass 1 to ", kMaxCcaChannels);
   STD_TORCH_CHECK(x.size(2) * x.size(3) < INT32_MAX, kOp, ": an image has 2^31 pixels or more; cut it into tiles");
-  STD_TORCH_CHECK(l.w0.dim() == 4, kOp, ": du0_weight has ", l.w0.dim(), " dimensions; pass [R, C, 1, 1]");
-  const int64_t r = l.w0.size(0);
-  STD_TORCH_CHECK(r > 0 && r <= kMaxCcaHidden, kOp, ": du0_weight gives ", r, " channels; pass 1 to ", kMaxCcaHidden);
-  check_weight(kOp, l.w0, {r, c, 1, 1}, "du0_weight");
-  check_weight(kOp, l.b0, {r}, "du0_bias");
-  check_weight(kOp, l.w2, {c, r, 1, 1}, "du2_weight");
-  check_weight(kOp, l.b2, {c}, "du2_bias");
-  if (norm_weight) check_weight(kOp, *norm_weight, {c}, "norm_weight");
-  if (norm_bias) check_weight(kOp, *norm_bias, {c}, "norm_bias");
+  check_cca_weights(kOp, x, l, norm_weight, norm_bias);
   CcaCall call{};
   call.dtype = dtype_code(x.scalar_type());
-  call.hidden = r;
+  call.hidden = l.w0.size(0);
   call.eps = eps;
   call.x = view_of<TensorView>(x);
   return call;

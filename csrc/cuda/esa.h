@@ -25,7 +25,10 @@ struct EsaCall {
   void* workspace;               // on 16 bytes
 };
 
-constexpr int64_t kMaxEsaInner = 32;
+constexpr int64_t kMaxEsaChannels = 512, kMaxEsaInner = 32;
+
+// Channels of conv1(x) where it is passed on, with zeros behind those of f.
+constexpr int64_t reduced_channels(int64_t f) { return (f + 15) / 16 * 16; }
 
 int64_t esa_forward_workspace(const EsaCall& call);
 int64_t esa_backward_workspace(const EsaCall& call);

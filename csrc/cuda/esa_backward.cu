@@ -2,6 +2,8 @@
 #include "esa_launch.cuh"
 #include "esa_low_backward.cuh"
 #include "partials.cuh"
+#include "pointwise.h"
+#include "weight_gradient.cuh"
 
 namespace fastsr::cuda {
 namespace {
@@ -37,11 +39,41 @@ EsaSums sums_of(const EsaShape& s) {
 }
 
 template <class T>
+EsaPack<T> pack_of(const EsaCall& call) {
+  const EsaShape s = esa_shape(call);
+  EsaPack<T> a{};
+  a.w = esa_weights(call);
+  a.c = s.c, a.f = s.f, a.wide = s.wide, a.layers = s.layers, a.h = s.h, a.width = s.w;
+  const int64_t of_c = product_block_bytes<T>(s.c) / 4, of_f = product_block_bytes<T>(s.f) / 4, blocks = blocks_of(s.c);
+  EsaPacked& at = a.at;
+  at.wf = 0;
+  at.w4 = at.wf + of_f;
+  at.bf = at.w4 + blocks * of_f;
+  at.b4 = at.bf + kBlock;
+  at.small = at.b4 + blocks * kBlock;
+  at.w1t = at.small + s.layers * esa_layer_words(s.wide);
+  at.w2t = at.w1t + blocks * of_f;
+  at.wft = at.w2t + kEsaTaps * of_f;
+  at.w4t = at.wft + of_f;
+  at.end = at.w4t + of_c;
+  a.border_words = s.n * (2 * (static_cast<int64_t>(s.w) + 2) + 2 * s.h) * s.wide * static_cast<int>(sizeof(T)) / 4;
+  return a;
+}
+
+// Where things lie in the workspace, in bytes.
+struct EsaScratch {
+  EsaMaps maps;
+  int64_t packed, q, m, index, other, z, dz, dgate, dlow, dc1, sums, dense, end;
+};
+
+template <class T>
 EsaScratch backward_scratch(const EsaCall& call) {
   const EsaShape s = esa_shape(call);
-  Sections sections;
-  EsaScratch at = esa_forward_scratch<T>(call, sections, true);
   constexpr int64_t kNumber = sizeof(float), kElement = sizeof(T);
+  Sections sections;
+  EsaScratch at{};
+  at.maps = esa_maps(s, 1, kElement, sections);
+  at.packed = sections.take(4 * pack_of<T>(call).at.end);
   const int64_t small = esa_cells(s, s.small_h, s.small_w) * kNumber, map = esa_cells(s, s.h, s.w) * kElement;
   at.q = sections.take(2 * small), at.m = sections.take(small), at.index = sections.take(small);
   at.other = sections.take(small);
@@ -52,6 +84,14 @@ EsaScratch backward_scratch(const EsaCall& call) {
   at.dense = sections.take((1 + s.layers) * kEsaTaps * s.wide * s.wide * kNumber);
   at.end = sections.end;
   return at;
+}
+
+// c1 has a margin of zeros, which the gradients of conv2's weights read.
+template <class T>
+Map<T> c1_within_margin(void* data, const EsaShape& s) {
+  Map<T> c1 = esa_map<T>(data, s, s.h + 2, s.w + 2);
+  c1.data += c1.h_stride + c1.w_stride;
+  return c1;
 }
 
 template <class T>
@@ -73,7 +113,7 @@ cudaError_t start_conv2_gradient(const Esa<T>& a, float* to, cudaStream_t stream
   w.maps = kEsaTaps, w.c = kEsaTaps * a.s.wide;
   for (int tap = 0; tap < kEsaTaps; ++tap) {
     Map<T>& m = w.b[tap] = a.c1;
-    m.data += (tap / 3 - a.s.padding + 1) * m.h_stride + (tap % 3 - a.s.padding + 1) * m.w_stride;
+    m.data += (tap / 3 - a.s.padding) * m.h_stride + (tap % 3 - a.s.padding) * m.w_stride;
     m.h_stride *= 2, m.w_stride *= 2;
   }
   w.partials = to, w.parts = a.parts;
@@ -109,7 +149,7 @@ cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const 
     add(3 + i, places.bias, f, f, 0, elements);
     add_sum(of_dense, &dense_sums,
             {rows + at.begin[3 + i], dense + i * elements, elements, elements, 0, 0, at.row[3 + i]});
-    unfold.conv[i] = pack.conv[i];
+    unfold.conv[i] = pack.w.conv[i];
     unfold.d_w[i] = call.gradients[places.w];
     if (places.dw >= 0) unfold.d_dw[i] = call.gradients[places.dw];
   }
@@ -124,13 +164,24 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
   const EsaScratch at = backward_scratch<T>(call);
-  const EsaPack<T> pack = esa_pack_of<T>(call, true);
-  Esa<T> a = esa_of<T>(call, at, pack.at);
+  Esa<T> a = esa_of<T>(call);
   const EsaShape& s = a.s;
   char* workspace = static_cast<char*>(call.workspace);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(workspace + offset); };
+  EsaPack<T> pack = pack_of<T>(call);
+  pack.to = reinterpret_cast<uint32_t*>(workspace + at.packed);
+  pack.border = reinterpret_cast<uint32_t*>(workspace + at.maps.c1);
+  const auto words = [&](int64_t offset) { return reinterpret_cast<unsigned char*>(pack.to + offset); };
+  a.wf = words(pack.at.wf), a.w4 = words(pack.at.w4), a.bf = floats(at.packed) + pack.at.bf;
+  a.b4 = floats(at.packed) + pack.at.b4, a.small = floats(at.packed) + pack.at.small;
+  a.w1t = words(pack.at.w1t), a.w2t = words(pack.at.w2t), a.wft = words(pack.at.wft), a.w4t = words(pack.at.w4t);
+  a.c1 = c1_within_margin<T>(workspace + at.maps.c1, s), a.out = floats(at.maps.out);
   a.q = floats(at.q), a.m = floats(at.m), a.index = reinterpret_cast<int*>(workspace + at.index);
-  if (failed(start_esa_path(pack, at, call, a, stream))) return error;
+  if (failed(launch(esa_pack_kernel<T>, (pack.at.end + pack.border_words + kProductThreads - 1) / kProductThreads,
+                    kProductThreads, 0, stream, pack)))
+    return error;
+  if (failed(start_esa_reduce(a, stream))) return error;
+  if (failed(start_esa_small(a, stream))) return error;
 
   a.grad = map_of<T>(call.y), a.dx = map_of<T>(call.dx);
   a.z = esa_map<T>(workspace + at.z, s, s.h, s.w), a.dz = esa_map<T>(workspace + at.dz, s, s.h, s.w);
@@ -143,7 +194,7 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   float* rows = floats(at.sums);
   a.parts = sums.parts;
   const int64_t small = s.n * s.small_h * s.small_w, warps = kProductThreads / 32;
-  float *from = floats(at.out), *to = floats(at.other);  // `out` is of no use any more
+  float *from = a.out, *to = floats(at.other);  // `out` is of no use any more
   a.d_to = from;
   if (failed(launch(esa_enlarge_backward_kernel<T>, (small + warps - 1) / warps, kProductThreads, 0, stream, a)))
     return error;
@@ -162,7 +213,7 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   if (failed(launch(esa_input_backward_kernel<T>, s.n * a.tiles, kProductThreads, 0, stream, a))) return error;
 
   if (failed(start_matrix_gradient(a.dc1, a.x, s, rows + sums.begin[0], a.parts, stream))) return error;
-  if (failed(start_matrix_gradient(a.dz, inner_c1(a), s, rows + sums.begin[1], a.parts, stream))) return error;
+  if (failed(start_matrix_gradient(a.dz, a.c1, s, rows + sums.begin[1], a.parts, stream))) return error;
   if (failed(start_matrix_gradient(a.dgate, a.z, s, rows + sums.begin[2], a.parts, stream))) return error;
   if (failed(start_conv2_gradient(a, rows + sums.begin[3], stream))) return error;
   return finish_gradients(call, pack, sums, rows, floats(at.dense), stream);
@@ -175,14 +226,7 @@ int64_t esa_backward_workspace(const EsaCall& call) {
 }
 
 cudaError_t esa_backward(const EsaCall& call, cudaStream_t stream) {
-  switch (call.dtype) {
-    case kFloat32:
-      return backward_as<float>(call, stream);
-    case kFloat16:
-      return backward_as<Half>(call, stream);
-    default:
-      return backward_as<BFloat16>(call, stream);
-  }
+  return with_dtype(call.dtype, [&](auto type) { return backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

@@ -2,37 +2,43 @@
 #include "esa_launch.cuh"
 
 namespace fastsr::cuda {
+
+template cudaError_t start_esa_reduce(const Esa<float>&, cudaStream_t);
+template cudaError_t start_esa_reduce(const Esa<Half>&, cudaStream_t);
+template cudaError_t start_esa_reduce(const Esa<BFloat16>&, cudaStream_t);
+template cudaError_t start_esa_small(const Esa<float>&, cudaStream_t);
+template cudaError_t start_esa_small(const Esa<Half>&, cudaStream_t);
+template cudaError_t start_esa_small(const Esa<BFloat16>&, cudaStream_t);
+
 namespace {
 
 template <class T>
 cudaError_t forward_as(const EsaCall& call, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
   Sections sections;
-  const EsaScratch scratch = esa_forward_scratch<T>(call, sections, false);
-  const EsaPack<T> pack = esa_pack_of<T>(call, false);
-  Esa<T> a = esa_of<T>(call, scratch, pack.at);
+  const EsaMaps at = esa_maps(esa_shape(call), 0, sizeof(T), sections);
+  char* workspace = static_cast<char*>(call.workspace);
+  Esa<T> a = esa_of<T>(call);
+  a.c1 = esa_map<T>(workspace + at.c1, a.s, a.s.h, a.s.w);
+  a.out = reinterpret_cast<float*>(workspace + at.out);
   a.y = map_of<T>(call.y);
-  const cudaError_t error = start_esa_path(pack, scratch, call, a, stream);
-  if (error != cudaSuccess) return error;
-  return launch(esa_gate_kernel<T>, a.s.n * a.tiles, kProductThreads, 0, stream, a);
+  if (failed(start_esa_reduce(a, stream))) return error;
+  if (failed(start_esa_small(a, stream))) return error;
+  static_assert((kMaxEsaChannels / kBlock + 1) * (kBlock * kBlock * sizeof(T) + 4 * kBlock) <= 99 * 1024);
+  return launch(esa_gate_kernel<T>, esa_blocks(a, 3), kProductThreads, gate_shared<T>(a.s), stream, a);
 }
 
 }  // namespace
 
 int64_t esa_forward_workspace(const EsaCall& call) {
   Sections sections;
-  return call.dtype == kFloat32 ? esa_forward_scratch<float>(call, sections, false).end
-                                : esa_forward_scratch<Half>(call, sections, false).end;
+  esa_maps(esa_shape(call), 0, call.dtype == kFloat32 ? 4 : 2, sections);
+  return sections.end;
 }
 
 cudaError_t esa_forward(const EsaCall& call, cudaStream_t stream) {
-  switch (call.dtype) {
-    case kFloat32:
-      return forward_as<float>(call, stream);
-    case kFloat16:
-      return forward_as<Half>(call, stream);
-    default:
-      return forward_as<BFloat16>(call, stream);
-  }
+  return with_dtype(call.dtype, [&](auto type) { return forward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

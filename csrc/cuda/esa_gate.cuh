@@ -37,19 +37,47 @@ __device__ __forceinline__ float gate_sigmoid(float x) {
   return r * r;
 }
 
+// The weights of conv_f and conv4, packed.
+struct GateWeights {
+  const unsigned char *wf, *w4;
+  const float *bf, *b4;
+};
+
 template <class T>
-__device__ __forceinline__ void gate_input(const Esa<T>& a, const LanePixels& at, Eight<T> (&z)[2]) {
+int gate_shared(const EsaShape& s) {
+  return static_cast<int>((1 + blocks_of(s.c)) *
+                          (product_block_bytes<T>(s.f) + kBlock * static_cast<int64_t>(sizeof(float))));
+}
+
+// By the CTA itself, in its shared memory; a barrier must follow.
+template <class T>
+__device__ __forceinline__ GateWeights pack_gate(const Esa<T>& a, unsigned char* memory) {
+  const EsaShape& s = a.s;
+  unsigned char* w4 = memory + product_block_bytes<T>(s.f);
+  float* bf = reinterpret_cast<float*>(w4 + blocks_of(s.c) * product_block_bytes<T>(s.f));
+  pack_product<T>(reinterpret_cast<uint32_t*>(memory), 1, s.f,
+                  [&](int o, int j) { return matrix_at(a.w.wf, o, j, s.f, s.f); });
+  pack_product<T>(reinterpret_cast<uint32_t*>(w4), blocks_of(s.c), s.f,
+                  [&](int o, int j) { return matrix_at(a.w.w4, o, j, s.c, s.f); });
+  pack_biases(bf, a.w.bf, s.f);
+  pack_biases(bf + kBlock, a.w.b4, s.c);
+  return {memory, w4, bf, bf + kBlock};
+}
+
+template <class T>
+__device__ __forceinline__ void gate_input(const Esa<T>& a, const GateWeights& w, const LanePixels& at,
+                                           Eight<T> (&z)[2]) {
   const EsaShape& s = a.s;
   const int c = threadIdx.x % 4 * 8;
   float sum[1][2][8];
   int64_t offset[2];
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
-    offset[p] = at.x[p] >= 0 ? a.c1.at(at.image, at.y[p] + 1, at.x[p] + 1) : -1;
+    offset[p] = at.offset(a.c1, p);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum[0][p][i] = a.bf[c + i];
+    for (int i = 0; i < 8; ++i) sum[0][p][i] = w.bf[c + i];
   }
-  pixel_products<T, true, 1, 2>(a.c1, offset, a.wf, 0, sum);
+  pixel_products<T, true, 1, 2>(a.c1, offset, w.wf, 0, sum);
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     if (at.x[p] >= 0 && c < s.wide) {
@@ -71,31 +99,37 @@ __device__ __forceinline__ void gate_input(const Esa<T>& a, const LanePixels& at
 
 template <class T>
 __global__ void __launch_bounds__(kProductThreads, sizeof(T) == 4 ? 1 : 2) esa_gate_kernel(const Esa<T> a) {
+  FASTSR_SHARED_MEMORY(memory);
+  const GateWeights w = pack_gate(a, memory);
+  __syncthreads();
   const int t = threadIdx.x % 4;
-  const LanePixels at(a.tiles, static_cast<unsigned>(a.s.h) * a.s.w, a.s.w);
-  Eight<T> z[2];
-  gate_input(a, at, z);
+  for (int64_t tile = blockIdx.x; tile < a.s.n * a.tiles; tile += gridDim.x) {
+    const LanePixels at(static_cast<unsigned>(tile / a.tiles), static_cast<unsigned>(tile % a.tiles) * kProductPixels,
+                        static_cast<unsigned>(a.s.h) * a.s.w, a.s.w);
+    Eight<T> z[2];
+    gate_input(a, w, at, z);
 #pragma unroll 1
-  for (int block = 0; block < blocks_of(a.s.c); ++block) {
-    const int c = block * kBlock + 8 * t;
-    Eight<T> x[2];
-    const auto fetch = [&](int p) {
-      if (at.x[p] >= 0 && c < a.s.c) x[p] = a.x.load(at.offset(a.x, p), c);
-    };
-    if constexpr (sizeof(T) == 2) fetch(0), fetch(1);  // float32 has no registers for it
-    float sum[2][8];
+    for (int block = 0; block < blocks_of(a.s.c); ++block) {
+      const int c = block * kBlock + 8 * t;
+      Eight<T> x[2];
+      const auto fetch = [&](int p) {
+        if (at.x[p] >= 0 && c < a.s.c) x[p] = a.x.load(at.offset(a.x, p), c);
+      };
+      if constexpr (sizeof(T) == 2) fetch(0), fetch(1);  // float32 has no registers for it
+      float sum[2][8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) sum[i / 8][i % 8] = a.b4[c + i % 8];
-    lane_product<T>(z, a.w4 + block * product_block_bytes<T>(a.s.f), a.s.f, 0, sum);
+      for (int i = 0; i < 16; ++i) sum[i / 8][i % 8] = w.b4[c + i % 8];
+      lane_product<T>(z, w.w4 + block * product_block_bytes<T>(a.s.f), a.s.f, 0, sum);
 #pragma unroll
-    for (int p = 0; p < 2; ++p) {
-      if constexpr (sizeof(T) == 4) fetch(p);
-      if (at.x[p] < 0 || c >= a.s.c) continue;
-      float v[8];
-      to_floats(x[p], v);
+      for (int p = 0; p < 2; ++p) {
+        if constexpr (sizeof(T) == 4) fetch(p);
+        if (at.x[p] < 0 || c >= a.s.c) continue;
+        float v[8];
+        to_floats(x[p], v);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] *= gate_sigmoid<T>(sum[p][i]);
-      a.y.store(at.offset(a.y, p), c, to_eight<T>(v));
+        for (int i = 0; i < 8; ++i) v[i] *= gate_sigmoid<T>(sum[p][i]);
+        a.y.store(at.offset(a.y, p), c, to_eight<T>(v));
+      }
     }
   }
 }
@@ -105,7 +139,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) esa_gate_backward_kernel(c
   const int t = threadIdx.x % 4;
   const LanePixels at(a.tiles, static_cast<unsigned>(a.s.h) * a.s.w, a.s.w);
   Eight<T> z[2];
-  gate_input(a, at, z);
+  gate_input(a, {a.wf, a.w4, a.bf, a.b4}, at, z);
   float dz[2][8] = {};
 #pragma unroll 1
   for (int block = 0; block < blocks_of(a.s.c); ++block) {

@@ -1,10 +1,10 @@
 // The side path of esa on maps of f channels, padded to `wide`, and what all its kernels are given:
 //
-//   c1 = conv1(x)                          product_kernel
-//   low = conv2(c1), stride 2              esa_low_kernel
-//   m = max_pool(low, 7, stride 3);  q_1 = conv(m), q_2 = conv(GELU(q_1)), ...;  out = q_layers      esa_small_kernel
+//   c1 = conv1(x)                                                      esa_reduce_kernel
+//   low = conv2(c1), stride 2;  m = max_pool(low, 7, stride 3)
+//   q_1 = conv(m), q_2 = conv(GELU(q_1)), ...;  out = q_layers         esa_small_kernel (esa_small.cuh)
 //
-// c1 has the dtype of x, and a margin of zeros; low and the small maps are float32.
+// c1 has the dtype of x; low is in shared memory only, and with the small maps float32.
 #pragma once
 
 #include "esa_pack.cuh"
@@ -25,15 +25,16 @@ struct EsaShape {
 template <class T>
 struct Esa {
   EsaShape s;
+  EsaWeights w;
   Map<T> x, y, c1, grad, dx, z, dz, dgate, dlow, dc1;
-  const unsigned char *w1, *w2, *wf, *w4, *w1t, *w2t, *wft, *w4t;
-  const float *b2, *bf, *b4, *small;
-  float *low, *m, *q, *out;  // m, q and index are kept for the backward, else null
-  int* index;                // of the maximum in its window
-  float *d_from, *d_to;      // gradients of two small maps
+  const unsigned char *wf, *w4, *w1t, *w2t, *wft, *w4t;  // packed, for the backward, as are the next three
+  const float *bf, *b4, *small;
+  float *m, *q, *out;    // m, q and index are kept for the backward, else null
+  int* index;            // of the maximum in its window
+  float *d_from, *d_to;  // gradients of two small maps
   float* partials;
   int parts, layer, accuracy;
-  unsigned tiles, low_tiles;  // of an image
+  unsigned tiles;  // of an image
 };
 
 // A pixel of a dense float32 map [n, h, w, wide].
@@ -41,54 +42,40 @@ __device__ __forceinline__ int64_t cell(int64_t n, int y, int x, int h, int w, i
   return ((n * h + y) * w + x) * wide;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kProductThreads, 2) esa_low_kernel(const Esa<T> a) {
-  const EsaShape& s = a.s;
-  const int t = threadIdx.x % 4;
-  const LanePixels at(a.low_tiles, s.h2 * s.w2, s.w2);
-  float sum[1][2][8];
-#pragma unroll
-  for (int i = 0; i < 16; ++i) sum[0][i / 8][i % 8] = a.b2[8 * t + i % 8];
-  const int64_t tap_bytes = product_block_bytes<T>(s.f);
-#pragma unroll 1
-  for (int tap = 0; tap < kEsaTaps; ++tap) {
-    int64_t offset[2];
-#pragma unroll
-    for (int p = 0; p < 2; ++p)
-      offset[p] = at.x[p] >= 0
-                      ? a.c1.at(at.image, 2 * at.y[p] + tap / 3 - s.padding + 1, 2 * at.x[p] + tap % 3 - s.padding + 1)
-                      : -1;
-    pixel_products<T, true, 1, 2>(a.c1, offset, a.w2 + tap * tap_bytes, 0, sum);
-  }
-#pragma unroll
-  for (int p = 0; p < 2; ++p) {
-    if (at.x[p] < 0 || 8 * t >= s.wide) continue;
-    float4* to = reinterpret_cast<float4*>(a.low + cell(at.image, at.y[p], at.x[p], s.h2, s.w2, s.wide) + 8 * t);
-    const float (&v)[8] = sum[0][p];
-    to[0] = make_float4(v[0], v[1], v[2], v[3]);
-    to[1] = make_float4(v[4], v[5], v[6], v[7]);
-  }
+__device__ __forceinline__ void pack_biases(float* to, const Parameter& p, int channels) {
+  for (int i = threadIdx.x; i < blocks_of(channels) * kBlock; i += kProductThreads) to[i] = vector_at(p, i, channels);
 }
 
-// A pixel of the small map, the maximum of its window in four channels and where in it: the first, or the last NaN, as
-// PyTorch has it.
-__device__ __forceinline__ void pool_window(const float* low, const EsaShape& s, int64_t n, int y, int x, int c,
-                                            float (&most)[4], int (&where)[4]) {
+template <class T>
+int esa_reduce_shared(const EsaShape& s) {
+  return static_cast<int>(product_block_bytes<T>(s.c)) + kBlock * static_cast<int>(sizeof(float));
+}
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads, 2) esa_reduce_kernel(const Esa<T> a) {
+  FASTSR_SHARED_MEMORY(memory);
+  const EsaShape& s = a.s;
+  float* bias = reinterpret_cast<float*>(memory + product_block_bytes<T>(s.c));
+  pack_product<T>(reinterpret_cast<uint32_t*>(memory), 1, s.c,
+                  [&](int o, int j) { return matrix_at(a.w.w1, o, j, s.f, s.c); });
+  pack_biases(bias, a.w.b1, s.f);
+  __syncthreads();
+  const int c = threadIdx.x % 4 * 8;
+  for (int64_t tile = blockIdx.x; tile < s.n * a.tiles; tile += gridDim.x) {
+    const LanePixels at(static_cast<unsigned>(tile / a.tiles), static_cast<unsigned>(tile % a.tiles) * kProductPixels,
+                        static_cast<unsigned>(s.h) * s.w, s.w);
+    float sum[1][2][8];
+    int64_t offset[2];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) most[k] = -INFINITY, where[k] = 0;
-#pragma unroll 1
-  for (int i = 0; i < kPool; ++i) {
-    float4 row[kPool];
-    const float* from = low + cell(n, y * kPoolStep + i, x * kPoolStep, s.h2, s.w2, s.wide) + c;
+    for (int p = 0; p < 2; ++p) {
+      offset[p] = at.offset(a.x, p);
 #pragma unroll
-    for (int j = 0; j < kPool; ++j) row[j] = *reinterpret_cast<const float4*>(from + j * s.wide);
-#pragma unroll
-    for (int j = 0; j < kPool; ++j) {
-      const float v[4] = {row[j].x, row[j].y, row[j].z, row[j].w};
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        if (v[k] > most[k] || v[k] != v[k]) most[k] = v[k], where[k] = i * kPool + j;
+      for (int i = 0; i < 8; ++i) sum[0][p][i] = bias[c + i];
     }
+    pixel_products<T, true, 1, 2>(a.x, offset, memory, 0, sum);
+#pragma unroll
+    for (int p = 0; p < 2; ++p)
+      if (at.x[p] >= 0 && c < s.wide) a.c1.store(at.offset(a.c1, p), c, to_eight<T>(sum[0][p]));
   }
 }
 
@@ -140,81 +127,5 @@ struct SmallTiles {
     *y = in_image / across * kSmallTile, *x = in_image % across * kSmallTile;
   }
 };
-
-inline int esa_small_shared(const EsaShape& s) {
-  const int side = kSmallTile + 2 * s.layers;
-  return static_cast<int>((2 * side * side * s.wide + esa_layer_words(s.wide)) * sizeof(float));
-}
-
-// A tile with the border that the later layers need, step by step in shared memory; outside of the map there are zeros.
-template <class T>
-__global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa<T> a) {
-  FASTSR_SHARED_MEMORY(memory);
-  const EsaShape& s = a.s;
-  const int side = kSmallTile + 2 * s.layers, quads = s.wide / 4;
-  float *from = reinterpret_cast<float*>(memory), *to = from + side * side * s.wide, *w = to + side * side * s.wide;
-  int64_t n;
-  int y0, x0;
-  SmallTiles(s).at(blockIdx.x, &n, &y0, &x0);
-  const auto own = [&](int y, int x) { return y >= y0 && y < y0 + kSmallTile && x >= x0 && x < x0 + kSmallTile; };
-  const auto inside = [&](int y, int x) { return y >= 0 && y < s.small_h && x >= 0 && x < s.small_w; };
-  for (int i = threadIdx.x; i < side * side * quads; i += kProductThreads) {
-    const int c = i % quads * 4, pixel = i / quads;
-    const int y = y0 - s.layers + pixel / side, x = x0 - s.layers + pixel % side;
-    float most[4] = {};
-    if (inside(y, x)) {
-      int where[4];
-      pool_window(a.low, s, n, y, x, c, most, where);
-      if (a.m && own(y, x))
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int64_t at = cell(n, y, x, s.small_h, s.small_w, s.wide) + c + k;
-          a.m[at] = most[k], a.index[at] = where[k];
-        }
-    }
-    *reinterpret_cast<float4*>(from + pixel * s.wide + c) = make_float4(most[0], most[1], most[2], most[3]);
-  }
-  const int64_t map = s.n * s.small_h * s.small_w * s.wide;
-  for (int layer = 1; layer <= s.layers; ++layer) {
-    __syncthreads();
-    for (int i = threadIdx.x; i < esa_layer_words(s.wide); i += kProductThreads)
-      w[i] = a.small[(layer - 1) * esa_layer_words(s.wide) + i];
-    __syncthreads();
-    const int rest = s.layers - layer, across = kSmallTile + 2 * rest;
-    for (int i = threadIdx.x; i < across * across * quads; i += kProductThreads) {
-      const int o = i % quads * 4, pixel = i / quads;
-      const int y = y0 - rest + pixel / across, x = x0 - rest + pixel % across;
-      const int row = pixel / across + layer - 1, column = pixel % across + layer - 1;  // of the first tap
-      const float* bias = w + kEsaTaps * s.wide * s.wide + o;
-      LongSum<T> sums[4];
-      for (int tap = 0; tap < kEsaTaps; ++tap) {
-        const float* v = from + ((row + tap / 3) * side + column + tap % 3) * s.wide;
-        const float* of_tap = w + tap * s.wide * s.wide + o;
-#pragma unroll 4
-        for (int c = 0; c < s.wide; ++c) {
-          const float4 weights = *reinterpret_cast<const float4*>(of_tap + c * s.wide);
-          sums[0].add(v[c], weights.x), sums[1].add(v[c], weights.y);
-          sums[2].add(v[c], weights.z), sums[3].add(v[c], weights.w);
-        }
-      }
-      float sum[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sum[k] = sums[k].value() + bias[k];
-      const int64_t at = cell(n, y, x, s.small_h, s.small_w, s.wide) + o;
-      if (layer == s.layers) {
-        if (inside(y, x)) *reinterpret_cast<float4*>(a.out + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        continue;
-      }
-      if (a.q && own(y, x) && inside(y, x))
-        *reinterpret_cast<float4*>(a.q + (layer - 1) * map + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-      small_gelu<T>(sum, a.accuracy);
-      if (!inside(y, x)) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
-      *reinterpret_cast<float4*>(to + ((row + 1) * side + column + 1) * s.wide + o) =
-          make_float4(sum[0], sum[1], sum[2], sum[3]);
-    }
-    float* other = from;
-    from = to, to = other;
-  }
-}
 
 }  // namespace fastsr::cuda

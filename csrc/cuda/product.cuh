@@ -163,8 +163,12 @@ struct LanePixels {
   unsigned image;
   int y[2], x[2];  // x is negative outside of the image
 
-  __device__ __forceinline__ LanePixels(unsigned tiles, unsigned pixels, unsigned w) : image(blockIdx.x / tiles) {
-    const unsigned first = blockIdx.x % tiles * kProductPixels + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  __device__ __forceinline__ LanePixels(unsigned tiles, unsigned pixels, unsigned w)
+      : LanePixels(blockIdx.x / tiles, blockIdx.x % tiles * kProductPixels, pixels, w) {}
+  // The CTA's pixels are those from `begin` on.
+  __device__ __forceinline__ LanePixels(unsigned of_image, unsigned begin, unsigned pixels, unsigned w)
+      : image(of_image) {
+    const unsigned first = begin + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
       const unsigned pixel = first + 8 * p;

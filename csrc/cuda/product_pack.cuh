@@ -35,4 +35,12 @@ __device__ __forceinline__ uint32_t product_word(int64_t i, int inputs, Weight w
   }
 }
 
+// Packs a product's weights for `blocks` blocks of outputs, by all threads of a CTA, to where it alone reads them.
+template <class T, class Weight>
+__device__ __forceinline__ void pack_product(uint32_t* to, int blocks, int inputs, Weight weight) {
+  const int words = blocks * static_cast<int>(product_block_bytes<T>(inputs) / 4);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < words; i += kProductThreads) to[i] = product_word<T>(i, inputs, weight);
+}
+
 }  // namespace fastsr::cuda

@@ -25,9 +25,13 @@ class PlainESA(nn.Module):
         self.conv4 = nn.Conv2d(f, num_feat, 1)
 
     @property
+    def conv2_padding(self) -> int:
+        return int(self.conv2.padding[0])
+
+    @property
     def min_size(self) -> int:
         """Smallest height and width of the input."""
-        return esa_min_size(int(self.conv2.padding[0]))
+        return esa_min_size(self.conv2_padding)
 
     def weights(self) -> PlainESAWeights:
         convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
@@ -35,7 +39,7 @@ class PlainESA(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """With `overwrite` the result may take the place of `x`."""
-        padding = int(self.conv2.padding[0])
+        padding = self.conv2_padding
         return ops.esa(x, self.weights(), conv2_padding=padding, packed=self.packed, overwrite=overwrite)
 
     def pack(self) -> None:
@@ -60,9 +64,13 @@ class BlueprintESA(nn.Module):
         self.conv4 = nn.Conv2d(f, num_feat, 1)
 
     @property
+    def conv2_padding(self) -> int:
+        return int(self.conv2.dw.padding[0])
+
+    @property
     def min_size(self) -> int:
         """Smallest height and width of the input."""
-        return esa_min_size(int(self.conv2.dw.padding[0]))
+        return esa_min_size(self.conv2_padding)
 
     def weights(self) -> BlueprintESAWeights:
         values = [self.conv1.weight, conv_bias(self.conv1)]
@@ -74,7 +82,7 @@ class BlueprintESA(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """With `overwrite` the result may take the place of `x`."""
-        padding = int(self.conv2.dw.padding[0])
+        padding = self.conv2_padding
         return ops.esa(x, self.weights(), conv2_padding=padding, packed=self.packed, overwrite=overwrite)
 
     def pack(self) -> None:
@@ -97,17 +105,25 @@ class CCA(nn.Module):
 
         With `overwrite` the result may take the place of `x`.
         """
+        eps = 1e-5 if norm is None else norm.eps
+        return ops.cca_norm(x, shortcut, *self.weights(norm), eps=eps, overwrite=overwrite)
+
+    def behind(
+        self,
+        esa: PlainESA | BlueprintESA,
+        x: Tensor,
+        shortcut: Tensor,
+        norm: PixelNorm | None = None,
+        reduced: Tensor | None = None,
+    ) -> Tensor:
+        """self(esa(x), shortcut, norm) by `fastsr.ops.esa_cca`; `reduced` is what it is there."""
+        eps = 1e-5 if norm is None else norm.eps
+        parameters, padding = self.weights(norm), esa.conv2_padding
+        return ops.esa_cca(x, shortcut, esa.weights(), *parameters, conv2_padding=padding, eps=eps, reduced=reduced)
+
+    def weights(self, norm: PixelNorm | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The parameters in the operators' order, with those of the norm."""
         down, up = self.conv_du[0], self.conv_du[2]
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.Conv2d)
-        return ops.cca_norm(
-            x,
-            shortcut,
-            down.weight,
-            conv_bias(down),
-            up.weight,
-            conv_bias(up),
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
-            eps=1e-5 if norm is None else norm.eps,
-            overwrite=overwrite,
-        )
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        return down.weight, conv_bias(down), up.weight, conv_bias(up), gamma, beta

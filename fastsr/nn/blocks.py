@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -19,11 +20,11 @@ from fastsr.nn.layers import (
     pack_pointwise,
     packed_weights,
 )
-from fastsr.reference import Activation
+from fastsr.reference import Activation, ALKConvWeights
 
 
-def _may_overwrite(module: nn.Module) -> dict[str, bool]:
-    """Keywords that let an attention write over its input, a map made for it, unless a hook may hold on to that."""
+def _is_free(module: nn.Module) -> bool:
+    """Whether a call of this part may be replaced: no hook sees what it is given or returns."""
     everywhere = nn.modules.module
     observed = (
         module._forward_hooks
@@ -31,7 +32,12 @@ def _may_overwrite(module: nn.Module) -> dict[str, bool]:
         or everywhere._global_forward_hooks
         or everywhere._global_forward_pre_hooks
     )
-    return {"overwrite": True} if isinstance(module, PlainESA | BlueprintESA | CCA) and not observed else {}
+    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv) and not observed
+
+
+def _may_overwrite(module: nn.Module) -> dict[str, bool]:
+    """Keywords that let an attention write over its input, a map made for it, unless a hook may hold on to that."""
+    return {"overwrite": True} if _is_free(module) else {}
 
 
 class _DistillationBlock(nn.Module):
@@ -42,6 +48,7 @@ class _DistillationBlock(nn.Module):
     c3_r: ALKConv | BSConvU
     c4: ALKConv | BSConvU
     pixel_norm: PixelNorm | None
+    packed: Tensor | None = None  # of c4, c5 and the ESA's conv1, as in ALKConv
 
     def __init__(self, num_feat: int, esa_channels: int, conv2_padding: int) -> None:
         super().__init__()
@@ -57,17 +64,40 @@ class _DistillationBlock(nn.Module):
         d1, r1 = self.c1_r.stage(x, self.c1_d)
         d2, r2 = self.c2_r.stage(r1, self.c2_d)
         d3, r3 = self.c3_r.stage(r2, self.c3_d)
-        r4 = self.c4(r3, activation="gelu")
-        y = fused_pointwise(self.c5, (d1, d2, d3, r4))
+        fuses = self._fuses(x)
+        y, reduced = self._condense((d1, d2, d3), r3, fuses)
+        if fuses:
+            return self.cca.behind(self.esa, y, x, self.pixel_norm, reduced)
         overwrite = _may_overwrite(self.esa)
         y = self.esa(y, **overwrite)
         return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether the parts behind the stages become fewer operators: on a GPU, in inference, without hooks."""
+        if not (ops.fuses_on_cuda("esa", x) or ops.fuses_on_triton("esa", x)):
+            return False
+        if not (_is_free(self.esa) and _is_free(self.cca)):
+            return False
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+
+    def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
+        """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
+        if not fuses or not isinstance(self.c4, ALKConv) or not _is_free(self.c4):
+            last = self.c4(x, activation="gelu")
+            return fused_pointwise(self.c5, (*maps, last)), None
+        return ops.alk_condense(x, maps, *self._condensing(self.c4), eps=self.c4.norm.eps, packed=self.packed)
+
+    def _condensing(self, c4: ALKConv) -> tuple[ALKConvWeights, Tensor, Tensor, Tensor, Tensor]:
+        conv1 = self.esa.conv1
+        return c4.weights(), self.c5.weight, conv_bias(self.c5), conv1.weight, conv_bias(conv1)
 
     def pack(self) -> None:
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d), (self.c4, None))
         for conv, distil in stages:
             conv.pack(distil)
+        if isinstance(self.c4, ALKConv):
+            self.packed = ops.pack_alk_condense(*self._condensing(self.c4))
         pack_pointwise(self.c5)
         self.esa.pack()
 

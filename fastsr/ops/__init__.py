@@ -1,6 +1,7 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
-from fastsr.ops._define import output_format
+from fastsr.ops._define import fuses_on_cuda, fuses_on_triton, output_format
+from fastsr.ops.alk_condense import alk_condense, pack_alk_condense
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.bsconv import bsconv, pack_bsconv
@@ -9,6 +10,7 @@ from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.ops.esa import esa, pack_esa
+from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
 from fastsr.ops.pointwise import may_free_early, pack_pointwise, pointwise
@@ -19,6 +21,7 @@ __all__ = [
     "ALKConvWeights",
     "BlueprintESAWeights",
     "PlainESAWeights",
+    "alk_condense",
     "alk_conv",
     "alk_stage",
     "bsconv",
@@ -27,9 +30,13 @@ __all__ = [
     "conv3x3_gelu",
     "conv_mix",
     "esa",
+    "esa_cca",
+    "fuses_on_cuda",
+    "fuses_on_triton",
     "may_free_early",
     "mixer_block",
     "output_format",
+    "pack_alk_condense",
     "pack_alk_conv",
     "pack_bsconv",
     "pack_conv3x3_gelu",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, register, select
+from fastsr._dispatch import can_run, current_backend, exporting, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
 
@@ -97,6 +97,28 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define `fastsr::op`, a fusion of operators that has no derivative: with autograd those are called themselves."""
     LIB.define(f"{op}{schema}", tags=_TAGS)
     torch.library.register_fake(f"fastsr::{op}", fake, lib=LIB)
+
+
+def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
+
+    Where no backend is forced that goes before what is tried first for the operators themselves.
+    """
+    return _fuses_on("cuda", op, x, *others)
+
+
+def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:
+    """The same for the Triton kernels; to be asked behind `fuses_on_cuda`."""
+    return _fuses_on("triton", op, x, *others)
+
+
+def _fuses_on(wanted: str, op: str, x: Tensor, *others: Tensor | None) -> bool:
+    backend = current_backend()
+    if (backend != wanted and (backend != "auto" or x.device.type != "cuda")) or exporting():
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
+        return False
+    return can_run(op, wanted, x) is None
 
 
 def define_over(op: str, schema: str) -> None:

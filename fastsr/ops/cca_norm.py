@@ -86,6 +86,32 @@ register_triton("cca_norm")
 register_cuda("cca_norm", SCHEMA, BACKWARD_SCHEMA)
 
 
+def check_cca_weights(
+    op: str,
+    x: Tensor,
+    shortcut: Tensor,
+    du0_weight: Tensor,
+    du0_bias: Tensor,
+    du2_weight: Tensor,
+    du2_bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> None:
+    """The shortcut and the parameters must fit `x` and one another."""
+    _checks.same_shape(op, x, shortcut, "shortcut")
+    c = x.shape[1]
+    _checks.weight(op, x, du0_weight, "du0_weight", (None, c, 1, 1))
+    r = du0_weight.shape[0]
+    _checks.weight(op, x, du0_bias, "du0_bias", (r,))
+    _checks.weight(op, x, du2_weight, "du2_weight", (c, r, 1, 1))
+    _checks.weight(op, x, du2_bias, "du2_bias", (c,))
+    if (norm_weight is None) != (norm_bias is None):
+        raise InputError(f"{op}: only one of norm_weight and norm_bias is None; pass both or neither")
+    if norm_weight is not None and norm_bias is not None:
+        _checks.weight(op, x, norm_weight, "norm_weight", (c,))
+        _checks.weight(op, x, norm_bias, "norm_bias", (c,))
+
+
 def cca_norm(
     x: Tensor,
     shortcut: Tensor,
@@ -121,19 +147,9 @@ def cca_norm(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("cca_norm", x)
-    _checks.same_shape("cca_norm", x, shortcut, "shortcut")
-    c = x.shape[1]
-    _checks.weight("cca_norm", x, du0_weight, "du0_weight", (None, c, 1, 1))
-    r = du0_weight.shape[0]
-    _checks.weight("cca_norm", x, du0_bias, "du0_bias", (r,))
-    _checks.weight("cca_norm", x, du2_weight, "du2_weight", (c, r, 1, 1))
-    _checks.weight("cca_norm", x, du2_bias, "du2_bias", (c,))
-    if (norm_weight is None) != (norm_bias is None):
-        raise InputError("cca_norm: only one of norm_weight and norm_bias is None; pass both or neither")
-    if norm_weight is not None and norm_bias is not None:
-        _checks.weight("cca_norm", x, norm_weight, "norm_weight", (c,))
-        _checks.weight("cca_norm", x, norm_bias, "norm_bias", (c,))
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
+    check_cca_weights("cca_norm", x, shortcut, *parameters)
+    c, r = x.shape[1], du0_weight.shape[0]
     mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
     backend = "reference" if mixed else select("cca_norm", x)
     if backend == "cuda" and (c > CUDA_MAX_CHANNELS or r > CUDA_MAX_HIDDEN):

@@ -27,7 +27,7 @@ from fastsr.ops._define import (
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 # By backend, the most channels of x and inside (csrc/cuda/esa.h).
-MAX_CHANNELS = {"triton": LIMITS["esa"]["c"]}
+MAX_CHANNELS = {"cuda": 512, "triton": LIMITS["esa"]["c"]}
 MAX_INNER = {"cuda": 32, "triton": LIMITS["esa"]["f"]}
 
 
@@ -36,9 +36,21 @@ def esa_min_size(conv2_padding: int) -> int:
     return 2 * ESA_POOL + 1 - 2 * conv2_padding
 
 
-def _check_weights(x: Tensor, weights: ESAWeights) -> None:
+def check_size(op: str, x: Tensor, weights: ESAWeights, conv2_padding: int) -> None:
+    """The form, the padding and the image's size must be ones that there are."""
+    if not isinstance(weights, PlainESAWeights | BlueprintESAWeights):
+        raise InputError(f"{op}: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights")
+    if conv2_padding not in (0, 1):
+        raise InputError(f"{op}: conv2_padding is {conv2_padding}; pass 0 or 1")
+    least = esa_min_size(conv2_padding)
+    if x.shape[2] < least or x.shape[3] < least:
+        raise InputError(f"{op}: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
+
+
+def check_esa_weights(op: str, x: Tensor, weights: ESAWeights) -> None:
+    """The weights must fit one another and `x`."""
     c = x.shape[1]
-    _checks.weight("esa", x, weights.conv1_weight, "conv1_weight", (None, c, 1, 1))
+    _checks.weight(op, x, weights.conv1_weight, "conv1_weight", (None, c, 1, 1))
     f = weights.conv1_weight.shape[0]
     shapes: dict[str, tuple[int, ...]] = {"conv1_weight": (f, c, 1, 1), "conv_f_weight": (f, f, 1, 1)}
     shapes["conv4_weight"] = (c, f, 1, 1)
@@ -55,7 +67,7 @@ def _check_weights(x: Tensor, weights: ESAWeights) -> None:
             shape = (f, 1, 3, 3)
         else:
             shape = (f, f, 3, 3)
-        _checks.weight("esa", x, value, name, shape)
+        _checks.weight(op, x, value, name, shape)
 
 
 def _fake(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
@@ -144,19 +156,13 @@ def esa(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("esa", x)
-    if not isinstance(weights, PlainESAWeights | BlueprintESAWeights):
-        raise InputError(f"esa: weights is a {type(weights).__name__}; pass PlainESAWeights or BlueprintESAWeights")
-    if conv2_padding not in (0, 1):
-        raise InputError(f"esa: conv2_padding is {conv2_padding}; pass 0 or 1")
-    least = esa_min_size(conv2_padding)
-    if x.shape[2] < least or x.shape[3] < least:
-        raise InputError(f"esa: x is {x.shape[2]}x{x.shape[3]} pixels; pass at least {least}x{least}")
+    check_size("esa", x, weights, conv2_padding)
     if takes_packed("esa", packed, x, *weights):
         if not (overwrite and may_overwrite("esa", x)):
             return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
         torch.ops.fastsr.esa_packed_(x, packed, conv2_padding)
         return x
-    _check_weights(x, weights)
+    check_esa_weights("esa", x, weights)
     backend = select("esa", x)
     c, f = x.shape[1], weights.conv1_weight.shape[0]
     if c > MAX_CHANNELS.get(backend, c) or f > MAX_INNER.get(backend, f):

@@ -39,6 +39,7 @@ LIMITS = {
 COUNTS = ("STAGES", "num_stages")  # go up and down by one, the others by a factor of two
 FORMS: dict[str, tuple[Tile, ...]] = {  # alternatives that are no matter of size
     "alk_toeplitz": ({"MOST": 0}, {"MOST": 64, "BC": 16, "num_warps": 8, "num_stages": 1}),
+    "alk_toeplitz_transpose": ({"MOST": 0}, {"MOST": 64, "BC": 16, "num_warps": 8, "num_stages": 1}),
 }
 GAIN = 0.02  # of a call's time, at least; less is noise
 MAX_STEPS = 6  # improvements of one tile

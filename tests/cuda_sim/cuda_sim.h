@@ -96,6 +96,7 @@ struct State {
   const std::function<void()>* body = nullptr;
   unsigned seed = 0;
   std::string error;
+  int64_t launches = 0;
   std::vector<std::vector<Copy>> copies;  // by thread
 };
 inline State state;
@@ -181,6 +182,7 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<int>& order, std::
 // Null, or what went wrong. Threads come in whole warps.
 inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
   constexpr size_t kStack = 128 << 10;
+  ++state.launches;
   state.error.clear();
   state.body = &body;
   state.grid = {static_cast<unsigned>(blocks)};
@@ -214,6 +216,9 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
   std::free(shared);
   return state.error.empty() ? nullptr : state.error.c_str();
 }
+
+// Kernels that were started so far.
+extern "C" __attribute__((weak)) int64_t fastsr_sim_launches() { return state.launches; }
 
 // What lanes do together: `compute` sees the arguments of all 32.
 template <class Argument, void (*Compute)(Argument* (&lanes)[32])>

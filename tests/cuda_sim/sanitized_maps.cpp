@@ -1,7 +1,9 @@
 // A program for AddressSanitizer, as sanitized.cpp: the operators around the ALK stage.
+#include "alk_condense_forward.cu"
 #include "cca_norm_backward.cu"
 #include "cca_norm_forward.cu"
 #include "esa_backward.cu"
+#include "esa_cca_forward.cu"
 #include "esa_forward.cu"
 #include "pixel_norm_backward.cu"
 #include "pixel_norm_forward.cu"
@@ -70,11 +72,10 @@ void cca_norm(int64_t dtype, int64_t more_rows) {
   run(m, call, cca_norm_backward_workspace(call), cca_norm_backward);
 }
 
-void esa(int64_t dtype, int64_t more_rows) {
+EsaCall esa_call(Memory& m, int64_t more_rows) {
   constexpr int64_t c = 20, f = 12;
-  Memory m(dtype);
   EsaCall call{};
-  call.dtype = call.parameter_dtype = dtype;
+  call.dtype = call.parameter_dtype = m.dtype;
   call.f = f, call.padding = 1, call.count = 18;
   for (int i = 0; i < 18; ++i) {
     const int64_t in_conv = (i - 2) % 3;  // of a blueprint convolution
@@ -85,8 +86,44 @@ void esa(int64_t dtype, int64_t more_rows) {
     call.parameters[i] = m.elements(size), call.gradients[i] = m.elements(size);
   }
   call.x = m.map(c, more_rows), call.y = m.map(c, more_rows), call.dx = m.map(c, more_rows);
+  return call;
+}
+
+void esa(int64_t dtype, int64_t more_rows) {
+  Memory m(dtype);
+  EsaCall call = esa_call(m, more_rows);
   run(m, call, esa_forward_workspace(call), esa_forward);
   run(m, call, esa_backward_workspace(call), esa_backward);
+}
+
+void esa_cca(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t c = 20, r = 3, sizes[6] = {r * c, r, c * r, c, c, c};
+  Memory m(dtype);
+  EsaCcaCall call{};
+  call.esa = esa_call(m, more_rows);
+  call.shortcut = m.map(c, more_rows);
+  call.hidden = r, call.eps = 1e-5;
+  for (int i = 0; i < 6; ++i) call.cca[i] = m.elements(sizes[i]);
+  run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
+  call.reduced = m.map(16, more_rows);
+  run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
+}
+
+void alk_condense(int64_t dtype, int64_t more_rows) {
+  constexpr int64_t c = 20, k = 12, d = 9, outputs = 20, inner = 12, taps = 9;
+  constexpr int64_t sizes[9] = {k * c, k * taps, k, k * taps, k, k * 9, k, k, k};
+  Memory m(dtype);
+  AlkCondenseCall call{};
+  call.alk.dtype = call.alk.parameter_dtype = dtype;
+  call.alk.k = k, call.alk.taps = taps, call.alk.activation = 1, call.alk.eps = 1e-6;
+  for (int i = 0; i < 9; ++i) call.alk.parameters[2 + i] = m.elements(sizes[i]);
+  call.alk.x = m.map(c, more_rows);
+  call.d = d, call.outputs = outputs, call.inner = inner;
+  const int64_t rest[4] = {outputs * (3 * d + k), outputs, inner * outputs, inner};
+  for (int i = 0; i < 4; ++i) call.parameters[i] = m.elements(rest[i]);
+  for (TensorView& map : call.maps) map = m.map(d, more_rows);
+  call.y = m.map(outputs, more_rows), call.reduced = m.map(16, more_rows);
+  run(m, call, alk_condense_workspace(call), alk_condense);
 }
 
 void pixel_norm(int64_t dtype, int64_t more_rows) {
@@ -108,6 +145,8 @@ int main(int count, char**) {
     pointwise(dtype, count > 1);
     cca_norm(dtype, count > 1);
     esa(dtype, count > 1);
+    esa_cca(dtype, count > 1);
+    alk_condense(dtype, count > 1);
     pixel_norm(dtype, count > 1);
   }
   std::puts("clean");

@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the c
 POISON = 0xFF  # a NaN in every format
 
 seed = 0  # of the threads' order; 0 is ascending
+launches = 0  # kernels that were started
 
 
 def compiler() -> str:
@@ -95,10 +96,13 @@ class Library:
             size.restype = ctypes.c_int64
             workspace = torch.full((size(ctypes.byref(call)) + 16,), POISON, dtype=torch.uint8)
             call.workspace = (workspace.data_ptr() + 15) // 16 * 16
-        function = getattr(self.library, name)
-        function.restype = ctypes.c_char_p
+        function, count = getattr(self.library, name), self.library.fastsr_sim_launches
+        function.restype, count.restype = ctypes.c_char_p, ctypes.c_int64
+        before = count()
         error = function(ctypes.byref(call), ctypes.c_uint(seed))
         assert error is None, error.decode()
+        global launches
+        launches += count() - before
 
 
 class Simulator(Library):
@@ -212,22 +216,26 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
 @contextmanager
 def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
-    import simulated_bsconv  # which import this module
+    import simulated_alk_condense  # which import this module
+    import simulated_bsconv
     import simulated_cca_norm
     import simulated_conv3x3
     import simulated_conv_mix
     import simulated_esa
+    import simulated_esa_cca
     import simulated_pixel_norm
     import simulated_pointwise
     import simulated_upsample
 
     simulated = operators(Simulator())
     modules = (
+        simulated_alk_condense,
         simulated_bsconv,
         simulated_cca_norm,
         simulated_conv3x3,
         simulated_conv_mix,
         simulated_esa,
+        simulated_esa_cca,
         simulated_pixel_norm,
         simulated_pointwise,
         simulated_upsample,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ class Case:
 
     `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
     counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels may use no
-    stack. `double` names the kernels that compute in float64 on purpose, `alone` those
-    of which a multiprocessor holds one program only.
+    stack. `double` names the kernels that compute in float64 on purpose, `alone` those of which a multiprocessor holds
+    one program only, with their most registers by architecture.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Case:
     stack: int = 0
     shared: int = PORTABLE_SHARED
     double: tuple[str, ...] = ()
-    alone: tuple[str, ...] = ()
+    alone: dict[str, dict[int, int]] = field(default_factory=dict)
     architectures: tuple[int, ...] = (80, 90, 100, 120)
 
 
@@ -188,6 +188,14 @@ CASES: list[Case] = [
         stack=64,
     ),
     Case(
+        "esa_cca",
+        "esa_cca",
+        lambda k: k.esa_cca(
+            image(), image(), esa_weights(64, 18), 1, *attention_weights(), weight(64), weight(64), 1e-5
+        ),
+        double=("channel_attention.attention_kernel",),
+    ),
+    Case(
         "cca_norm",
         "cca_norm",
         lambda k: k.cca_norm(image(), image(), *attention_weights(), weight(64), weight(64), 1e-5),
@@ -207,16 +215,19 @@ CASES: list[Case] = [
         "alk_conv",
         lambda k: k.alk_conv(image(), *large(9, 32), 1e-6, 1),
         channels=32,
-        alone=("alk_toeplitz.mix_kernel",),
+        alone={"alk_toeplitz.mix_kernel": {80: 168, 90: 160, 100: 152}},
     ),
     Case(
-        "alk_conv_3", "alk_conv", lambda k: k.alk_conv(image(), *large(3), 1e-6, 0), alone=("alk_toeplitz.mix_kernel",)
+        "alk_conv_3",
+        "alk_conv",
+        lambda k: k.alk_conv(image(), *large(3), 1e-6, 0),
+        alone={"alk_toeplitz.mix_kernel": {80: 192, 90: 192, 100: 184}},
     ),
     Case(
         "alk_stage",
         "alk_stage",
         lambda k: k.alk_stage(image(), weight(32, 64, 1, 1), weight(32), *large(9), 1e-6),
-        alone=("alk_toeplitz.mix_kernel",),
+        alone={"alk_toeplitz.mix_kernel": {80: 192, 90: 192, 100: 184}},
     ),
     Case(
         "alk_stage_31_taps",

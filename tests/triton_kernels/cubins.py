@@ -30,7 +30,12 @@ POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp
 POINTERS[torch.int32] = "*i32"
 ALIGNED = [["tt.divisibility", 16]]
 
-PIXELS = {"alk_toeplitz.mix_kernel": 256}  # of a program, where its tile does not say so
+# Of a program, where its tile does not say so; 256 pixels of a quarter of the channels are 64.
+PIXELS = {
+    "alk_toeplitz.mix_kernel": 256,
+    "alk_toeplitz_backward.transpose_kernel": 64,
+    "alk_toeplitz_backward.weight_gradient_kernel": 64,
+}
 
 Signature = str | tuple[Any, ...]
 

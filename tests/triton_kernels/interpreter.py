@@ -30,11 +30,12 @@ def _from_bf16(bits: np.ndarray) -> np.ndarray:
 
 
 def repair() -> None:
-    """Three repairs of the interpreter.
+    """Four repairs of the interpreter.
 
-    It holds bfloat16 as bits: it truncates when it rounds, and its tl.dot multiplies the bits. And it patches
+    It holds bfloat16 as bits: it truncates when it rounds, and its tl.dot multiplies the bits. It patches
     triton.language anew at every call of one jitted function by another, which takes longer than the call itself:
-    the launch has done so already.
+    the launch has done so already. And before Triton 3.9, a scalar as a loop's bound is an array of one element, which
+    NumPy no longer takes for a number.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -64,6 +65,14 @@ def repair() -> None:
     builder.cast_impl = builder.create_fp_trunc = builder.create_fp_ext = cast_impl
     builder.create_fp_to_fp = create_fp_to_fp
     builder.create_dot = create_dot
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.rewrite()(*args, **kwargs)

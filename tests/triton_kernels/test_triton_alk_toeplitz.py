@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from kernel_checks import assert_twice_rule, device_of, feature_map, moved
+from kernel_checks import assert_repeatable, assert_twice_rule, device_of, feature_map, moved, results
 from test_triton_alk import conv, stage, stage_inputs, weights
 from torch import Tensor
 
 import fastsr
 
 pytest.importorskip("triton")
-from fastsr.kernels import alk_conv, alk_toeplitz, launch
+from fastsr.kernels import alk_conv, alk_conv_backward, alk_toeplitz, alk_toeplitz_backward, launch
 
 DEVICE = device_of("triton")
 HALF = (torch.float16, torch.bfloat16)
@@ -31,12 +32,16 @@ def _toeplitz_only() -> Iterator[list[str]]:
         started.append(f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}")
         original(kernel, *arguments)
 
-    def here(x: Tensor, channels: int, taps: int) -> dict[str, int] | None:
+    def here(x: Tensor, channels: int, taps: int, kernel: str = "") -> dict[str, int] | None:
         if x.dtype == torch.float32 or taps > alk_toeplitz.MAX_TAPS:
             return None
         return {"BC": 16, "num_warps": 8, "num_stages": 1}
 
-    with patch.object(alk_conv, "toeplitz_tile", here), patch.object(launch, "_run", run):
+    modules = (alk_conv, alk_conv_backward)
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(patch.object(module, "toeplitz_tile", here))
+        stack.enter_context(patch.object(launch, "_run", run))
         yield started
 
 
@@ -46,7 +51,20 @@ def _toeplitz_only() -> Iterator[list[str]]:
 )
 def test_stage_twice_rule(dtype: torch.dtype, shape, d: int, taps: int, _toeplitz_only: list[str]) -> None:
     assert_twice_rule(stage, stage_inputs(shape, d, taps, dtype), "triton")
-    assert "alk_toeplitz.mix_kernel" in _toeplitz_only and "alk_conv.mix_kernel" not in _toeplitz_only
+    started = set(_toeplitz_only)
+    assert {"alk_toeplitz.mix_kernel", "alk_toeplitz_backward.transpose_kernel"} <= started
+    assert not started & {"alk_conv.mix_kernel", "alk_conv_backward.transpose_kernel"}
+    assert "depthwise.depthwise_weight_gradient_kernel" not in started
+
+
+def test_several_tiles_in_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (alk_conv_backward, alk_toeplitz_backward):
+        monkeypatch.setattr(module, "MAX_PARTS", 2)
+    assert_twice_rule(stage, stage_inputs((2, 16, 18, 35), 8, 7, torch.float16), "triton")
+
+
+def test_repeatable() -> None:
+    assert_repeatable(stage, stage_inputs((1, 16, 18, 17), 8, 5, torch.float16), "triton")
 
 
 @pytest.mark.parametrize("taps", [3, 7, 11, 13, 15, 17])
@@ -72,14 +90,13 @@ def test_float32_weights_are_rounded_to_the_maps_dtype() -> None:
 
 
 def test_nothing_unwritten_is_read() -> None:
-    """Rows of u are padded to 16 pixels; fresh memory holds NaN in torch's deterministic mode."""
+    """Rows of planar maps are padded to 16 pixels; fresh memory holds NaN in torch's deterministic mode."""
     inputs = [moved(t, DEVICE) for t in stage_inputs((1, 20, 5, 17), 8, 9, torch.float16)]
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert torch.empty(1, device=DEVICE).isnan()
-        with torch.no_grad(), fastsr.backend("triton"):
-            assert all(out.isfinite().all() for out in stage(*inputs))
+        assert all(out.isfinite().all() for out in results(stage, inputs, "triton"))
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -108,17 +125,18 @@ def test_nan_stays_within_the_halo() -> None:
         ("sm_90", torch.float16, 64, 9, 6000, False),
     ],
 )
+@pytest.mark.parametrize("kernel", ["alk_toeplitz", "alk_toeplitz_transpose"])
 def test_where_the_tables_choose_it(
-    architecture: str, dtype: torch.dtype, channels: int, taps: int, size: int, runs: bool
+    kernel: str, architecture: str, dtype: torch.dtype, channels: int, taps: int, size: int, runs: bool
 ) -> None:
     import json
 
     from fastsr.kernels import config
 
     own, default = config.FOLDER / f"{architecture}.json", config.FOLDER / "default.json"
-    entries = json.loads((own if own.exists() else default).read_text())["kernels"]["alk_toeplitz"]
+    entries = json.loads((own if own.exists() else default).read_text())["kernels"][kernel]
     x = torch.empty(1, 8, size, size, dtype=dtype, device="meta")
     with patch.object(alk_toeplitz, "tile", lambda *_, **__: dict(entries[0]["tile"])):
-        found = alk_toeplitz.toeplitz_tile(x, channels, taps)
+        found = alk_toeplitz.toeplitz_tile(x, channels, taps, kernel)
     assert (found is not None) == runs
     assert found is None or "MOST" not in found

@@ -1,0 +1,80 @@
+#include "alk_condense.cuh"
+#include "alk_launch.cuh"
+#include "pixels_launch.cuh"
+
+namespace fastsr::cuda {
+namespace {
+
+template <class T>
+CondensePack<T> condense_pack_of(const AlkCondenseCall& call) {
+  CondensePack<T> a{};
+  a.alk = alk_pack_of<T>(call.alk, false);
+  Parameter* const parameters[4] = {&a.w5, &a.b5, &a.w1, &a.b1};
+  for (int i = 0; i < 4; ++i)
+    *parameters[i] = Parameter{call.parameters[i], static_cast<int>(call.alk.parameter_dtype)};
+  a.d = static_cast<int>(call.d), a.outputs = static_cast<int>(call.outputs), a.inner = static_cast<int>(call.inner);
+  CondensePacked& at = a.at;
+  at.w5 = a.alk.at.end;
+  at.w1 = at.w5 + kCondenseBlocks * (kDistilled * product_block_bytes<T>(a.d) + product_block_bytes<T>(a.alk.k)) / 4;
+  at.b5 = at.w1 + product_block_bytes<T>(a.outputs) / 4;
+  at.b1 = at.b5 + kCondenseBlocks * kBlock;
+  at.end = at.b1 + kBlock;
+  return a;
+}
+
+template <class T>
+cudaError_t pack_as(const AlkCondenseCall& call, void* to, cudaStream_t stream) {
+  CondensePack<T> a = condense_pack_of<T>(call);
+  a.alk.to = static_cast<uint32_t*>(to);
+  return launch(alk_condense_pack_kernel<T>, (a.at.end + kThreads - 1) / kThreads, kThreads, 0, stream, a);
+}
+
+template <class T, Gelu Form>
+cudaError_t start(const AlkCondense<T>& a, cudaStream_t stream) {
+  constexpr int kShared = alk_forward_shared<CondensePlane<T>>();
+  static_assert(kShared <= 99 * 1024);
+  return launch(alk_condense_kernel<T, Form>, a.alk.shape.tiles, kThreads, kShared, stream, a);
+}
+
+template <class T>
+cudaError_t condense_as(const AlkCondenseCall& call, cudaStream_t stream) {
+  CondensePack<T> pack = condense_pack_of<T>(call);
+  if (!call.alk.packed) {
+    const cudaError_t error = pack_as<T>(call, call.workspace, stream);
+    if (error != cudaSuccess) return error;
+  }
+  pack.alk.to = static_cast<uint32_t*>(call.alk.packed ? const_cast<void*>(call.alk.packed) : call.workspace);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(pack.alk.to);
+  AlkCondense<T> a{};
+  a.alk = alk_forward_of<T>(call.alk, pack.alk);
+  for (int i = 0; i < kDistilled; ++i) a.maps[i] = map_of<T>(call.maps[i]);
+  a.y = map_of<T>(call.y), a.reduced = map_of<T>(call.reduced);
+  a.w5 = bytes + 4 * pack.at.w5, a.w1 = bytes + 4 * pack.at.w1;
+  a.b5 = reinterpret_cast<const float*>(bytes + 4 * pack.at.b5);
+  a.b1 = reinterpret_cast<const float*>(bytes + 4 * pack.at.b1);
+  a.block_bytes = 4 * (pack.at.w1 - pack.at.w5) / kCondenseBlocks;
+  constexpr Gelu kDefault = sizeof(T) == 4 ? Gelu::kTail : __is_same(T, Half) ? Gelu::kBump9 : Gelu::kBump6;
+  if (call.alk.accuracy == 2) return start<T, Gelu::kTanh>(a, stream);
+  if (call.alk.accuracy == 0) return start<T, kDefault>(a, stream);
+  return start<T, Gelu::kTail>(a, stream);
+}
+
+}  // namespace
+
+int64_t alk_condense_packed_bytes(const AlkCondenseCall& call) {
+  return 4 * (call.alk.dtype == kFloat32 ? condense_pack_of<float>(call).at.end : condense_pack_of<Half>(call).at.end);
+}
+
+int64_t alk_condense_workspace(const AlkCondenseCall& call) {
+  return call.alk.packed ? 0 : alk_condense_packed_bytes(call);
+}
+
+cudaError_t alk_condense_pack(const AlkCondenseCall& call, void* to, cudaStream_t stream) {
+  return with_dtype(call.alk.dtype, [&](auto type) { return pack_as<decltype(type)>(call, to, stream); });
+}
+
+cudaError_t alk_condense(const AlkCondenseCall& call, cudaStream_t stream) {
+  return with_dtype(call.alk.dtype, [&](auto type) { return condense_as<decltype(type)>(call, stream); });
+}
+
+}  // namespace fastsr::cuda

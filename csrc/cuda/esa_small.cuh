@@ -1,0 +1,227 @@
+// From c1 to the small map, all in one kernel: a CTA makes the pixels of low that 8 x 8 pixels of the small map and the
+// border of later layers look at (46 x 46 for three layers, a few rows at a time), their maxima, and then the small
+// convolutions step by step.
+//
+// Neighbouring CTAs make the border's pixels of low again, 4.1 times in all for three layers (2.1 for one): products
+// of 16 channels, which cost less than the launch and the map that they save.
+#pragma once
+
+#include "esa_path.cuh"
+
+namespace fastsr::cuda {
+
+// low at columns x[0] and x[1] of row y: four outputs of each, from 16 out + 4 (lane % 4) on. `bias` likewise.
+template <class T>
+__device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2, const float* bias, int64_t n, int y,
+                                             const int (&x)[2], int out, float (&sum)[2][4]) {
+  const EsaShape& s = a.s;
+  const int lane = threadIdx.x % 32, t = lane % 4, blocks = s.wide / 16;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = bias[i % 4];
+  const auto offset = [&](int p, int tap) -> int64_t {
+    const int from_y = 2 * y + tap / 3 - s.padding, from_x = 2 * x[p] + tap % 3 - s.padding;
+    const bool inside = x[p] >= 0 && x[p] < s.w2 && from_y >= 0 && from_y < s.h && from_x >= 0 && from_x < s.w;
+    return inside ? a.c1.at(n, from_y, from_x) : -1;
+  };
+  if constexpr (sizeof(T) == 2) {
+    float d[2][4] = {{sum[0][0], sum[0][1], sum[1][0], sum[1][1]}, {sum[0][2], sum[0][3], sum[1][2], sum[1][3]}};
+    const uint4* w = reinterpret_cast<const uint4*>(w2) + out * blocks * 32 + lane;
+    for (int in = 0; in < blocks; ++in) {
+      uint2 v[kEsaTaps][2];  // all on their way at once
+#pragma unroll
+      for (int tap = 0; tap < kEsaTaps; ++tap)
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const int64_t from = offset(p, tap);
+          v[tap][p] = uint2{0, 0};
+          if (from >= 0) v[tap][p] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
+        }
+#pragma unroll
+      for (int tap = 0; tap < kEsaTaps; ++tap) {
+        const uint4 b = w[(tap * blocks * blocks + in) * 32];
+        mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
+        mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = d[i % 4 / 2][i / 4 * 2 + i % 2];
+  } else {
+#pragma unroll 1
+    for (int tap = 0; tap < kEsaTaps; ++tap) {
+      const int64_t from[2] = {offset(0, tap), offset(1, tap)};
+      const float* w = reinterpret_cast<const float*>(w2) + tap * s.wide * s.wide + 16 * out + 4 * t;
+#pragma unroll 1
+      for (int c = 0; c < s.wide; c += 8, w += 8 * s.wide) {
+        float part[2][4] = {};  // sums of eight products: a long sum loses more digits
+        Eight<T> v[2] = {Eight<T>::zeros(), Eight<T>::zeros()};
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+          if (from[p] >= 0) v[p] = a.c1.load(from[p], c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float4 of_input = *reinterpret_cast<const float4*>(w + i * s.wide);
+#pragma unroll
+          for (int p = 0; p < 2; ++p) {
+            const float value = __uint_as_float(v[p].word[i]);
+            part[p][0] = fmaf(value, of_input.x, part[p][0]), part[p][1] = fmaf(value, of_input.y, part[p][1]);
+            part[p][2] = fmaf(value, of_input.z, part[p][2]), part[p][3] = fmaf(value, of_input.w, part[p][3]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] += part[i / 4][i % 4];
+      }
+    }
+  }
+}
+
+// A tile's sizes, and where things lie in shared memory: m, the maxima's places, and then conv2's filters and rows of
+// low, whose place the small convolutions take.
+template <class T>
+struct SmallPlan {
+  int side, span, rows, groups;                // of m; of low; rows at a time; groups of 16 columns of low
+  int places, filters, bias, low, layer, end;  // bytes
+
+  __host__ __device__ explicit SmallPlan(const EsaShape& s) {
+    const int number = static_cast<int>(sizeof(float));
+    side = kSmallTile + 2 * s.layers, span = (side - 1) * kPoolStep + kPool, groups = (span + 15) / 16;
+    rows = s.wide <= 16 ? 8 : 4;
+    const int map = side * side * s.wide;
+    places = map * number;
+    filters = places + map;
+    bias = filters + 4 * conv2_words<T>(s.wide);
+    low = bias + s.wide * number;
+    layer = filters + map * number;
+    const int first = low + rows * groups * 16 * s.wide * number;
+    const int second = layer + static_cast<int>(esa_layer_words(s.wide)) * number;
+    end = first > second ? first : second;
+  }
+};
+
+// Takes rows [first, first + plan.rows) of low into the maxima of a window, in four channels. The first of equal ones
+// counts, or the last NaN, as PyTorch has it.
+template <class T>
+__device__ __forceinline__ void pool_rows(const SmallPlan<T>& plan, const float* low, int wide, int first, int pixel,
+                                          int c, float* m, unsigned char* places) {
+  const int y = pixel / plan.side * kPoolStep, x = pixel % plan.side * kPoolStep;
+  const int begin = max(y, first), end = min(y + kPool, first + plan.rows);
+  if (begin >= end) return;
+  float4* to = reinterpret_cast<float4*>(m + pixel * wide + c);
+  unsigned char* place = places + pixel * wide + c;
+  float most[4] = {to->x, to->y, to->z, to->w};
+  unsigned char where[4] = {place[0], place[1], place[2], place[3]};
+#pragma unroll 1
+  for (int row = begin; row < end; ++row) {
+    const float* from = low + ((row - first) * plan.groups * 16 + x) * wide + c;
+#pragma unroll
+    for (int j = 0; j < kPool; ++j) {
+      const float4 at = *reinterpret_cast<const float4*>(from + j * wide);
+      const float v[4] = {at.x, at.y, at.z, at.w};
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (v[k] > most[k] || v[k] != v[k])
+          most[k] = v[k], where[k] = static_cast<unsigned char>((row - y) * kPool + j);
+    }
+  }
+  *to = make_float4(most[0], most[1], most[2], most[3]);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) place[k] = where[k];
+}
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa<T> a) {
+  FASTSR_SHARED_MEMORY(memory);
+  const EsaShape& s = a.s;
+  const SmallPlan<T> plan(s);
+  const int side = plan.side, wide = s.wide, quads = wide / 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float *m = reinterpret_cast<float*>(memory), *bias = reinterpret_cast<float*>(memory + plan.bias);
+  float* low = reinterpret_cast<float*>(memory + plan.low);
+  unsigned char* places = memory + plan.places;
+  uint32_t* w2 = reinterpret_cast<uint32_t*>(memory + plan.filters);
+  int64_t n;
+  int y0, x0;
+  SmallTiles(s).at(blockIdx.x, &n, &y0, &x0);
+  const auto own = [&](int y, int x) { return y >= y0 && y < y0 + kSmallTile && x >= x0 && x < x0 + kSmallTile; };
+  const auto inside = [&](int y, int x) { return y >= 0 && y < s.small_h && x >= 0 && x < s.small_w; };
+  const auto in_map = [&](int pixel) { return inside(y0 - s.layers + pixel / side, x0 - s.layers + pixel % side); };
+
+  for (int i = threadIdx.x; i < conv2_words<T>(wide); i += kProductThreads)
+    w2[i] = conv2_word<T>(a.w.conv[0], i, s.f, wide);
+  for (int i = threadIdx.x; i < wide; i += kProductThreads) bias[i] = vector_at(a.w.conv[0].bias, i, s.f);
+  for (int i = threadIdx.x; i < side * side * wide; i += kProductThreads)
+    m[i] = in_map(i / wide) ? -INFINITY : 0.f, places[i] = 0;  // outside of the map there are zeros
+  __syncthreads();
+  const int low_y = (y0 - s.layers) * kPoolStep, low_x = (x0 - s.layers) * kPoolStep;
+  for (int first = 0; first < plan.span; first += plan.rows) {
+    for (int item = warp; item < plan.rows * plan.groups; item += kProductThreads / 32) {
+      const int row = item / plan.groups, y = low_y + first + row;
+      if (first + row >= plan.span || y < 0 || y >= s.h2) continue;  // of no window inside
+      const int column = item % plan.groups * 16 + lane / 4, x[2] = {low_x + column, low_x + column + 8};
+      for (int out = 0; out < wide / 16; ++out) {
+        const int c = 16 * out + lane % 4 * 4;
+        float sum[2][4];
+        low_products(a, w2, bias + c, n, y, x, out, sum);
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+          *reinterpret_cast<float4*>(low + (row * plan.groups * 16 + column + 8 * p) * wide + c) =
+              make_float4(sum[p][0], sum[p][1], sum[p][2], sum[p][3]);
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < side * side * quads; i += kProductThreads)
+      if (in_map(i / quads)) pool_rows(plan, low, wide, first, i / quads, i % quads * 4, m, places);
+    __syncthreads();
+  }
+  if (a.m)
+    for (int i = threadIdx.x; i < side * side * wide; i += kProductThreads) {
+      const int pixel = i / wide, y = y0 - s.layers + pixel / side, x = x0 - s.layers + pixel % side;
+      if (!own(y, x) || !inside(y, x)) continue;
+      const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + i % wide;
+      a.m[at] = m[i], a.index[at] = places[i];
+    }
+
+  float *from = m, *to = reinterpret_cast<float*>(memory + plan.filters);
+  float* w = reinterpret_cast<float*>(memory + plan.layer);
+  const int64_t map = s.n * s.small_h * s.small_w * wide;
+  for (int layer = 1; layer <= s.layers; ++layer) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < esa_layer_words(wide); i += kProductThreads)
+      w[i] = layer_weight(a.w.conv[layer], i, s.f, wide);
+    __syncthreads();
+    const int rest = s.layers - layer, across = kSmallTile + 2 * rest;
+    for (int i = threadIdx.x; i < across * across * quads; i += kProductThreads) {
+      const int o = i % quads * 4, pixel = i / quads;
+      const int y = y0 - rest + pixel / across, x = x0 - rest + pixel % across;
+      const int row = pixel / across + layer - 1, column = pixel % across + layer - 1;  // of the first tap
+      const float* biases = w + kEsaTaps * wide * wide + o;
+      LongSum<T> sums[4];
+      for (int tap = 0; tap < kEsaTaps; ++tap) {
+        const float* v = from + ((row + tap / 3) * side + column + tap % 3) * wide;
+        const float* of_tap = w + tap * wide * wide + o;
+#pragma unroll 4
+        for (int c = 0; c < wide; ++c) {
+          const float4 weights = *reinterpret_cast<const float4*>(of_tap + c * wide);
+          sums[0].add(v[c], weights.x), sums[1].add(v[c], weights.y);
+          sums[2].add(v[c], weights.z), sums[3].add(v[c], weights.w);
+        }
+      }
+      float sum[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sum[k] = sums[k].value() + biases[k];
+      const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + o;
+      if (layer == s.layers) {
+        if (inside(y, x)) *reinterpret_cast<float4*>(a.out + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        continue;
+      }
+      if (a.q && own(y, x) && inside(y, x))
+        *reinterpret_cast<float4*>(a.q + (layer - 1) * map + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+      small_gelu<T>(sum, a.accuracy);
+      if (!inside(y, x)) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
+      *reinterpret_cast<float4*>(to + ((row + 1) * side + column + 1) * wide + o) =
+          make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
+    float* other = from;
+    from = to, to = other;
+  }
+}
+
+}  // namespace fastsr::cuda

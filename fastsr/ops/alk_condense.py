@@ -1,0 +1,129 @@
+"""alk_condense: the last ALKConv of a distillation block and the 1x1 over its four maps, on a GPU in one operator.
+
+Like `mixer_block` a fusion and not an operator with backends to choose: without CUDA C++, and with autograd, `alk_conv`
+and `pointwise` run one behind the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import _cuda, _gelu
+from fastsr._native import LIB
+from fastsr.ops import _checks
+from fastsr.ops._define import empty_map, fuses_on_cuda
+from fastsr.ops.alk_conv import WEIGHTS_SCHEMA, alk_conv, check_weights
+from fastsr.ops.pointwise import pointwise
+from fastsr.reference import ALKConvWeights
+
+DISTILLED = 3  # maps
+MAX_TAPS, MAX_FROM, MAX_TO, MAX_REDUCED = 9, 32, 64, 32  # csrc/cuda/alk_condense.h
+
+
+def _results(x: Tensor, outputs: int, inner: int) -> tuple[Tensor, Tensor]:
+    size = (x.shape[0], (inner + 15) // 16 * 16, *x.shape[2:])
+    return empty_map(x, outputs), x.new_empty(size).to(memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, maps: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    c5_weight, _, conv1_weight, _ = rest[9:13]
+    return _results(x, c5_weight.shape[0], conv1_weight.shape[0])
+
+
+def _fake_packed(
+    x: Tensor, maps: list[Tensor], packed: Tensor, channels: int, taps: int, outputs: int, inner: int, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return _results(x, outputs, inner)
+
+
+_WEIGHTS = f"{WEIGHTS_SCHEMA}, Tensor c5_weight, Tensor c5_bias, Tensor conv1_weight, Tensor conv1_bias"
+LIB.define(f"alk_condense_pack({_WEIGHTS}) -> Tensor")
+_cuda.define("alk_condense", f"(Tensor x, Tensor[] maps, {_WEIGHTS}, float eps) -> (Tensor, Tensor)")
+_cuda.define(
+    "alk_condense_packed",
+    "(Tensor x, Tensor[] maps, Tensor packed, int channels, int taps, int outputs, int inner, float eps) "
+    "-> (Tensor, Tensor)",
+)
+torch.library.register_fake("fastsr::_cuda_alk_condense", _fake, lib=LIB)
+torch.library.register_fake("fastsr::_cuda_alk_condense_packed", _fake_packed, lib=LIB)
+
+
+def _fits(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> bool:
+    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    outputs, inner = c5_weight.shape[0], conv1_weight.shape[0]
+    return taps <= MAX_TAPS and channels <= MAX_FROM and outputs <= MAX_TO and inner <= MAX_REDUCED
+
+
+def pack_alk_condense(
+    weights: ALKConvWeights, c5_weight: Tensor, c5_bias: Tensor, conv1_weight: Tensor, conv1_bias: Tensor
+) -> Tensor | None:
+    """Weights in the order in which the kernel reads them, for `packed` of `alk_condense`.
+
+    Returns:
+        Bytes for maps of the weights' dtype, or None where no kernel can take these weights. It is a copy: later
+        changes of the weights do not reach it.
+    """
+    with torch.no_grad():
+        if not _fits(weights, c5_weight, conv1_weight) or not fuses_on_cuda("alk_conv", weights.pw_weight):
+            return None
+        packed: Tensor = torch.ops.fastsr.alk_condense_pack(*weights, c5_weight, c5_bias, conv1_weight, conv1_bias)
+        return packed
+
+
+def alk_condense(
+    x: Tensor,
+    maps: Sequence[Tensor],
+    weights: ALKConvWeights,
+    c5_weight: Tensor,
+    c5_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    *,
+    eps: float = 1e-6,
+    packed: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """c5 of three distilled maps and GELU(alk_conv(x)), side by side (ALKDNet, section 3.2, equations 7 and 8).
+
+    Args:
+        x: [N, C, H, W], the refined map of the third stage.
+        maps: the three distilled ones, [N, D, H, W].
+        weights, eps: of the convolution, as for `alk_conv`, with K channels out.
+        c5_weight, c5_bias: [M, 3 D + K, 1, 1] and [M].
+        conv1_weight, conv1_bias: of the ESA that follows, [F, M, 1, 1] and [F].
+        packed: what `pack_alk_condense` made of all weights; used where its kernel runs.
+
+    Returns:
+        The condensed map [N, M, H, W] in the dtype of `x`, and what `esa_cca` takes as `reduced`: conv1 of it, or None.
+
+    Raises:
+        InputError: a wrong number of maps, rank, shape, dtype or device.
+        BackendError: a backend is forced that cannot run this.
+    """
+    rest = (c5_weight, c5_bias, conv1_weight, conv1_bias)
+    _checks.feature_map("alk_condense", x)
+    fuses = len(maps) == DISTILLED and all(d.shape == maps[0].shape and d.dtype == x.dtype for d in maps)
+    if (
+        not fuses
+        or not _fits(weights, c5_weight, conv1_weight)
+        or not fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
+    ):
+        last = alk_conv(x, weights, eps=eps, activation="gelu")
+        return pointwise((*maps, last), c5_weight, c5_bias), None
+    channels, taps, outputs = weights.pw_weight.shape[0], weights.lora1_weight.shape[2], c5_weight.shape[0]
+    inner = conv1_weight.shape[0]
+    _checks.feature_map("alk_condense", maps[0], "a distilled map")
+    _checks.weight("alk_condense", x, maps[0], "a distilled map", (x.shape[0], None, *x.shape[2:]))
+    if packed is not None and packed.device == x.device and c5_weight.dtype == x.dtype:
+        run = torch.ops.fastsr._cuda_alk_condense_packed
+        return run(x, list(maps), packed, channels, taps, outputs, inner, eps, _gelu.code())
+    check_weights("alk_condense", x, weights)
+    width = DISTILLED * maps[0].shape[1] + channels
+    _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, width, 1, 1))
+    _checks.weight("alk_condense", x, c5_bias, "c5_bias", (outputs,))
+    _checks.weight("alk_condense", x, conv1_weight, "conv1_weight", (None, outputs, 1, 1))
+    _checks.weight("alk_condense", x, conv1_bias, "conv1_bias", (inner,))
+    return torch.ops.fastsr._cuda_alk_condense(x, list(maps), *weights, *rest, eps, _gelu.code())

@@ -1,0 +1,100 @@
+"""esa_cca: enhanced spatial attention and `cca_norm` behind it, on a GPU in one pass less over the map.
+
+Like `mixer_block` a fusion and not an operator with backends to choose: on a CPU, and with autograd, `esa` and
+`cca_norm` run one behind the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsr import _cuda, _gelu, _triton
+from fastsr._native import LIB
+from fastsr.ops import _checks
+from fastsr.ops._define import empty_map, fuses_on_cuda, fuses_on_triton
+from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
+from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_size, esa
+from fastsr.reference import ESAWeights
+
+
+def _fake(x: Tensor, *rest: Any) -> Tensor:
+    return empty_map(x, x.shape[1])
+
+
+_cuda.define(
+    "esa_cca",
+    "(Tensor x, Tensor? reduced, Tensor shortcut, Tensor[] esa_weights, int conv2_padding, Tensor du0_weight, "
+    "Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor",
+)
+torch.library.register_fake("fastsr::_cuda_esa_cca", _fake, lib=LIB)
+_triton.define_fusion(
+    "esa_cca",
+    "(Tensor x, Tensor shortcut, Tensor[] esa_weights, int conv2_padding, Tensor du0_weight, Tensor du0_bias, "
+    "Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor",
+    _fake,
+)
+
+
+def fuses(x: Tensor, esa_weights: ESAWeights, du0_weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether `esa_cca` is one operator of CUDA C++ for x and these parameters."""
+    channels, hidden, inner = x.shape[1], du0_weight.shape[0], esa_weights.conv1_weight.shape[0]
+    if channels > CUDA_MAX_CHANNELS or hidden > CUDA_MAX_HIDDEN or inner > MAX_INNER["cuda"]:
+        return False
+    return fuses_on_cuda("esa", x, *esa_weights, du0_weight, *others)
+
+
+def fuses_in_triton(x: Tensor, esa_weights: ESAWeights, *others: Tensor | None) -> bool:
+    """Whether it is one of Triton."""
+    if x.shape[1] > MAX_CHANNELS["triton"] or esa_weights.conv1_weight.shape[0] > MAX_INNER["triton"]:
+        return False
+    return fuses_on_triton("esa", x, *esa_weights, *others)
+
+
+def esa_cca(
+    x: Tensor,
+    shortcut: Tensor,
+    esa_weights: ESAWeights,
+    du0_weight: Tensor,
+    du0_bias: Tensor,
+    du2_weight: Tensor,
+    du2_bias: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    *,
+    conv2_padding: int = 0,
+    eps: float = 1e-5,
+    reduced: Tensor | None = None,
+) -> Tensor:
+    """cca_norm(esa(x), shortcut): the end of a distillation block (ALKDNet, section 3.2; BSRN, section 3.3).
+
+    Args:
+        x: [N, C, H, W] with H and W at least 15 (13 with `conv2_padding` 1).
+        shortcut: [N, C, H, W], the block's input.
+        esa_weights, conv2_padding: as for `esa`.
+        du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps: as for `cca_norm`.
+        reduced: what `alk_condense` returned beside `x`, or None: then it is computed here.
+
+    Returns:
+        [N, C, H, W] in the dtype of `x`.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype or device, or an image that is too small.
+        BackendError: a backend is forced that cannot run this.
+    """
+    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
+    _checks.feature_map("esa_cca", x)
+    mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
+    cuda = not mixed and fuses(x, esa_weights, *parameters, shortcut)
+    if not cuda and (mixed or not fuses_in_triton(x, esa_weights, *parameters, shortcut)):
+        return cca_norm(esa(x, esa_weights, conv2_padding=conv2_padding), shortcut, *parameters, eps=eps)
+    check_size("esa_cca", x, esa_weights, conv2_padding)
+    check_esa_weights("esa_cca", x, esa_weights)
+    check_cca_weights("esa_cca", x, shortcut, *parameters)
+    if not cuda:
+        return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
+    return torch.ops.fastsr._cuda_esa_cca(
+        x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps, _gelu.code()
+    )

@@ -1,0 +1,163 @@
+"""How many kernels a forward pass starts, and that what is fused for that computes what the networks do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import simulator
+import torch
+from kernel_checks import assert_network_within_twice, device_of, feature_map, moved
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastsr
+from fastsr import _dispatch, ops, reference
+from fastsr.nn import ALKDB, ESDB
+
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
+
+FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
+DEVICE = device_of("cuda")
+simulated_only = pytest.mark.skipif(DEVICE == "cuda", reason="it is the simulator that counts")
+
+
+class Launches(TorchDispatchMode):
+    """Counts the simulated kernels, and PyTorch's own operators that are no views as one kernel each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_pytorch = 0
+        self._before = simulator.launches
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if func.namespace == "aten" and not is_view and not func.__name__.startswith("empty"):
+            self.of_pytorch += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def count(self) -> int:
+        return simulator.launches - self._before + self.of_pytorch
+
+
+@pytest.fixture
+def bsconv_somehow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where bsconv has no CUDA C++ kernel, it runs on the reference path: two kernels of PyTorch's."""
+    if "cuda" not in _dispatch._kernels["bsconv"]:
+
+        def run(x: Tensor, *weights: Tensor, **options: Any) -> Tensor:
+            return reference.bsconv(x, *weights, **options)
+
+        monkeypatch.setattr(ops, "bsconv", run)
+        monkeypatch.setattr(sys.modules["fastsr.ops.bsconv_stage"], "bsconv", run)
+    yield
+
+
+def network(name: str, **options: Any) -> nn.Module:
+    """All blocks, few channels: launches do not depend on their number."""
+    torch.manual_seed(0)
+    return fastsr.create_model(name, scale=2, num_feat=16, esa_channels=8, **options).eval()
+
+
+def launches(module: nn.Module, channels: int = 3) -> int:
+    x = feature_map((1, channels, 16, 17), "nhwc").sigmoid()
+    with fastsr.backend("cuda"), torch.no_grad(), Launches() as found:
+        module(x)
+    return found.count
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    with fastsr.backend("cuda"):
+        return fastsr.freeze(net)
+
+
+@simulated_only
+def test_mlrn() -> None:
+    """Three convolutions around six blocks of two convolutions, the mixer and three of the ESA."""
+    net = network("mlrn")
+    assert launches(net) == launches(frozen(net)) == 39 <= 40
+
+
+@simulated_only
+def test_alkdnet(bsconv_somehow: None) -> None:
+    """Eight blocks, the head, the trunk's 1x1 and its packing, c2, the shallow features' addition, the tail."""
+    net = network("alkdnet")
+    assert launches(frozen(net)) <= 64
+    assert launches(net) <= 98
+
+
+@simulated_only
+def test_blocks() -> None:
+    """Three stages, the condensation, the small map, the gate, the attention; packing where it is not frozen."""
+    block = ALKDB(16, esa_channels=8).requires_grad_(False)
+    assert launches(block, 16) == 3 * 2 + 2 + 3
+    with fastsr.backend("cuda"):
+        block.pack()
+    assert launches(block, 16) == 7
+
+
+@pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
+@pytest.mark.parametrize("frozen", (False, True), ids=("unfrozen", "frozen"))
+def test_a_fused_block_is_within_twice_the_error_of_pytorch(frozen: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    block = ALKDB(40, lk_size=5, esa_channels=8).to(DEVICE, dtype).requires_grad_(False)
+    x = moved(feature_map((2, 40, 18, 17), "nhwc", dtype), DEVICE)
+    with torch.no_grad():
+        with fastsr.backend("reference"):
+            plain, exact = block(x), block.double()(x.double())
+        block.to(dtype)
+        with fastsr.backend("cuda"):
+            if frozen:
+                block.pack()
+                assert block.packed is not None
+            y = block(x)
+    assert (y.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
+
+
+def test_a_block_that_is_trained_is_not_fused() -> None:
+    torch.manual_seed(0)
+    block = ALKDB(16, lk_size=5, esa_channels=8)
+    assert_network_within_twice(block, feature_map((1, 16, 14, 13), "nchw"), "cuda")
+
+
+@pytest.mark.parametrize("part", ("esa", "cca", "c4"))
+def test_hooks_see_what_they_would(part: str) -> None:
+    torch.manual_seed(0)
+    block = ALKDB(16, lk_size=5, esa_channels=8).to(DEVICE).requires_grad_(False)
+    x = moved(feature_map((1, 16, 14, 13), "nhwc"), DEVICE)
+    seen: list[tuple[Tensor, Tensor]] = []
+    with fastsr.backend("cuda"), torch.no_grad():
+        expected = block(x)
+        handle = getattr(block, part).register_forward_hook(lambda _, given, y: seen.append((given[0], y)))
+        y = block(x)
+        handle.remove()
+    assert len(seen) == 1 and seen[0][0].shape[2:] == seen[0][1].shape[2:] == x.shape[2:]
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_blocks_fuse_what_they_have(bsconv_somehow: None) -> None:
+    torch.manual_seed(0)
+    block = ESDB(16, esa_channels=8).requires_grad_(False).to(DEVICE)
+    x = moved(feature_map((1, 16, 15, 16), "nhwc"), DEVICE)
+    with torch.no_grad():
+        with fastsr.backend("reference"):
+            expected = block(x)
+        with fastsr.backend("cuda"):
+            y = block(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fused_block_compiles_in_one_graph() -> None:
+    torch.manual_seed(0)
+    block = ALKDB(16, lk_size=5, esa_channels=8).requires_grad_(False).to(DEVICE)
+    x = moved(feature_map((1, 16, 14, 15), "nhwc"), DEVICE)
+    with fastsr.backend("cuda"), torch.no_grad():
+        for _ in range(2):
+            expected = block(x)
+            compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+            assert torch.equal(compiled(x), expected)
+            torch.compiler.reset()
+            block.pack()
