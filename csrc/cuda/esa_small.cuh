@@ -29,20 +29,21 @@ __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2
     float d[2][4] = {{sum[0][0], sum[0][1], sum[1][0], sum[1][1]}, {sum[0][2], sum[0][3], sum[1][2], sum[1][3]}};
     const uint4* w = reinterpret_cast<const uint4*>(w2) + out * blocks * 32 + lane;
     for (int in = 0; in < blocks; ++in) {
-      uint2 v[kEsaTaps][2];  // all on their way at once
+#pragma unroll 1
+      for (int row = 0; row < kEsaTaps; row += 3) {
+        uint2 v[3][2];  // on their way at once
 #pragma unroll
-      for (int tap = 0; tap < kEsaTaps; ++tap)
-#pragma unroll
-        for (int p = 0; p < 2; ++p) {
-          const int64_t from = offset(p, tap);
-          v[tap][p] = uint2{0, 0};
-          if (from >= 0) v[tap][p] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
+        for (int i = 0; i < 6; ++i) {
+          const int64_t from = offset(i % 2, row + i / 2);
+          v[i / 2][i % 2] = uint2{0, 0};
+          if (from >= 0) v[i / 2][i % 2] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
         }
 #pragma unroll
-      for (int tap = 0; tap < kEsaTaps; ++tap) {
-        const uint4 b = w[(tap * blocks * blocks + in) * 32];
-        mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
-        mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
+        for (int tap = 0; tap < 3; ++tap) {
+          const uint4 b = w[((row + tap) * blocks * blocks + in) * 32];
+          mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
+          mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
+        }
       }
     }
 #pragma unroll
