@@ -73,7 +73,7 @@ struct AlkCondense {
 };
 
 template <class T, Gelu Form>
-__global__ void __launch_bounds__(kThreads, 2) alk_condense_kernel(const AlkCondense<T> a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) alk_condense_kernel(const AlkCondense<T> a) {
   using P = CondensePlane<T>;
   FASTSR_SHARED_MEMORY(memory);
   T* planes = reinterpret_cast<T*>(memory);

@@ -20,7 +20,7 @@ struct AlkCondenseCall {
 
 int64_t alk_condense_packed_bytes(const AlkCondenseCall& call);
 cudaError_t alk_condense_pack(const AlkCondenseCall& call, void* to, cudaStream_t stream);
-int64_t alk_condense_workspace(const AlkCondenseCall& call);
-cudaError_t alk_condense(const AlkCondenseCall& call, cudaStream_t stream);
+int64_t alk_condense_forward_workspace(const AlkCondenseCall& call);
+cudaError_t alk_condense_forward(const AlkCondenseCall& call, cudaStream_t stream);
 
 }  // namespace fastsr::cuda

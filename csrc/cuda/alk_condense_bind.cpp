@@ -78,9 +78,9 @@ std::tuple<Tensor, Tensor> run(const char* op, AlkCondenseCall& call, const Tens
   if (y.numel() == 0) return {y, reduced};
   call.y = view_of<TensorView>(y);
   call.reduced = view_of<TensorView>(reduced);
-  const Tensor memory = workspace(x, alk_condense_workspace(call));
+  const Tensor memory = workspace(x, alk_condense_forward_workspace(call));
   call.workspace = memory.mutable_data_ptr();
-  check_launch(op, alk_condense(call, current_stream(x)));
+  check_launch(op, alk_condense_forward(call, current_stream(x)));
   return {y, reduced};
 }
 

@@ -65,7 +65,7 @@ int64_t alk_condense_packed_bytes(const AlkCondenseCall& call) {
   return 4 * (call.alk.dtype == kFloat32 ? condense_pack_of<float>(call).at.end : condense_pack_of<Half>(call).at.end);
 }
 
-int64_t alk_condense_workspace(const AlkCondenseCall& call) {
+int64_t alk_condense_forward_workspace(const AlkCondenseCall& call) {
   return call.alk.packed ? 0 : alk_condense_packed_bytes(call);
 }
 
@@ -73,7 +73,7 @@ cudaError_t alk_condense_pack(const AlkCondenseCall& call, void* to, cudaStream_
   return with_dtype(call.alk.dtype, [&](auto type) { return pack_as<decltype(type)>(call, to, stream); });
 }
 
-cudaError_t alk_condense(const AlkCondenseCall& call, cudaStream_t stream) {
+cudaError_t alk_condense_forward(const AlkCondenseCall& call, cudaStream_t stream) {
   return with_dtype(call.alk.dtype, [&](auto type) { return condense_as<decltype(type)>(call, stream); });
 }
 

@@ -50,7 +50,7 @@ int esa_moments_shared(const EsaShape& s) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProductThreads, sizeof(T) == 4 ? 1 : 2) esa_moments_kernel(const EsaMoments<T> m) {
+__global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_moments_kernel(const EsaMoments<T> m) {
   FASTSR_SHARED_MEMORY(memory);
   const Esa<T>& a = m.esa;
   const EsaShape& s = a.s;

@@ -16,16 +16,16 @@ unsigned part_of(const EsaCcaCall& call) {
 }
 
 // Where things lie in the workspace, in bytes.
-struct Scratch {
+struct EsaCcaScratch {
   EsaMaps maps;
   int64_t gated, moments, end;
 };
-Scratch scratch_of(const EsaCcaCall& call) {
+EsaCcaScratch scratch_of(const EsaCcaCall& call) {
   const EsaCall& esa = call.esa;
   const int64_t element = esa.dtype == kFloat32 ? 4 : 2, c = esa.x.size[1];
   const int64_t pixels = esa.x.size[2] * esa.x.size[3], part = part_of(call), parts = (pixels + part - 1) / part;
   Sections sections;
-  Scratch at{};
+  EsaCcaScratch at{};
   at.maps = esa_maps(esa_shape(esa), 0, element, sections);
   at.gated = sections.take(scratch_bytes(esa.x, c, element));
   at.moments = sections.take(esa.x.size[0] * parts * 2 * c * static_cast<int64_t>(sizeof(float)));
@@ -58,7 +58,7 @@ template <class T>
 cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
-  const Scratch at = scratch_of(call);
+  const EsaCcaScratch at = scratch_of(call);
   char* workspace = static_cast<char*>(call.workspace);
   EsaMoments<T> m{};
   Esa<T>& a = m.esa;

@@ -26,7 +26,7 @@ cudaError_t forward_as(const EsaCall& call, cudaStream_t stream) {
   if (failed(start_esa_reduce(a, stream))) return error;
   if (failed(start_esa_small(a, stream))) return error;
   static_assert((kMaxEsaChannels / kBlock + 1) * (kBlock * kBlock * sizeof(T) + 4 * kBlock) <= 99 * 1024);
-  return launch(esa_gate_kernel<T>, esa_blocks(a, 3), kProductThreads, gate_shared<T>(a.s), stream, a);
+  return launch(esa_gate_kernel<T>, esa_blocks(a, kGateResident<T>), kProductThreads, gate_shared<T>(a.s), stream, a);
 }
 
 }  // namespace

@@ -97,8 +97,12 @@ __device__ __forceinline__ void gate_input(const Esa<T>& a, const GateWeights& w
   }
 }
 
+// CTAs of the gate that a multiprocessor has registers for.
 template <class T>
-__global__ void __launch_bounds__(kProductThreads, sizeof(T) == 4 ? 1 : 2) esa_gate_kernel(const Esa<T> a) {
+constexpr int kGateResident = sizeof(T) == 4 ? 1 : 2;
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_gate_kernel(const Esa<T> a) {
   FASTSR_SHARED_MEMORY(memory);
   const GateWeights w = pack_gate(a, memory);
   __syncthreads();

@@ -91,7 +91,10 @@ cudaError_t start_esa_reduce(const Esa<T>& a, cudaStream_t stream) {
 // From c1 to `out`.
 template <class T>
 cudaError_t start_esa_small(const Esa<T>& a, cudaStream_t stream) {
-  return launch(esa_small_kernel<T>, SmallTiles(a.s).count, kProductThreads, SmallPlan<T>(a.s).end, stream, a);
+  constexpr int kWide = kMaxEsaInner, kSide = kSmallTile + 6, kKept = kSide * kSide * kWide * 5;  // with three layers
+  static_assert(kKept + 4 * (conv2_words<T>(kWide) + kWide + 4 * 48 * kWide) <= 99 * 1024);
+  static_assert(kKept + 4 * (kSide * kSide * kWide + esa_layer_words(kWide)) <= 99 * 1024);
+  return launch(esa_small_kernel<T>, SmallTiles(a.s).count, kSmallThreads, SmallPlan<T>(a.s).end, stream, a);
 }
 
 // Compiled with the forward, and used by others.

@@ -10,6 +10,8 @@
 
 namespace fastsr::cuda {
 
+constexpr int kSmallThreads = 512;  // there is about one CTA per multiprocessor
+
 // low at columns x[0] and x[1] of row y: four outputs of each, from 16 out + 4 (lane % 4) on. `bias` likewise.
 template <class T>
 __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2, const float* bias, int64_t n, int y,
@@ -27,20 +29,21 @@ __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2
     float d[2][4] = {{sum[0][0], sum[0][1], sum[1][0], sum[1][1]}, {sum[0][2], sum[0][3], sum[1][2], sum[1][3]}};
     const uint4* w = reinterpret_cast<const uint4*>(w2) + out * blocks * 32 + lane;
     for (int in = 0; in < blocks; ++in) {
-      uint2 v[kEsaTaps][2];  // all on their way at once
+#pragma unroll 1
+      for (int row = 0; row < kEsaTaps; row += 3) {
+        uint2 v[3][2];  // on their way at once
 #pragma unroll
-      for (int tap = 0; tap < kEsaTaps; ++tap)
-#pragma unroll
-        for (int p = 0; p < 2; ++p) {
-          const int64_t from = offset(p, tap);
-          v[tap][p] = uint2{0, 0};
-          if (from >= 0) v[tap][p] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
+        for (int i = 0; i < 6; ++i) {
+          const int64_t from = offset(i % 2, row + i / 2);
+          v[i / 2][i % 2] = uint2{0, 0};
+          if (from >= 0) v[i / 2][i % 2] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
         }
 #pragma unroll
-      for (int tap = 0; tap < kEsaTaps; ++tap) {
-        const uint4 b = w[(tap * blocks * blocks + in) * 32];
-        mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
-        mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
+        for (int tap = 0; tap < 3; ++tap) {
+          const uint4 b = w[((row + tap) * blocks * blocks + in) * 32];
+          mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
+          mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
+        }
       }
     }
 #pragma unroll
@@ -128,7 +131,7 @@ __device__ __forceinline__ void pool_rows(const SmallPlan<T>& plan, const float*
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa<T> a) {
+__global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T> a) {
   FASTSR_SHARED_MEMORY(memory);
   const EsaShape& s = a.s;
   const SmallPlan<T> plan(s);
@@ -144,15 +147,15 @@ __global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa
   const auto inside = [&](int y, int x) { return y >= 0 && y < s.small_h && x >= 0 && x < s.small_w; };
   const auto in_map = [&](int pixel) { return inside(y0 - s.layers + pixel / side, x0 - s.layers + pixel % side); };
 
-  for (int i = threadIdx.x; i < conv2_words<T>(wide); i += kProductThreads)
+  for (int i = threadIdx.x; i < conv2_words<T>(wide); i += kSmallThreads)
     w2[i] = conv2_word<T>(a.w.conv[0], i, s.f, wide);
-  for (int i = threadIdx.x; i < wide; i += kProductThreads) bias[i] = vector_at(a.w.conv[0].bias, i, s.f);
-  for (int i = threadIdx.x; i < side * side * wide; i += kProductThreads)
+  for (int i = threadIdx.x; i < wide; i += kSmallThreads) bias[i] = vector_at(a.w.conv[0].bias, i, s.f);
+  for (int i = threadIdx.x; i < side * side * wide; i += kSmallThreads)
     m[i] = in_map(i / wide) ? -INFINITY : 0.f, places[i] = 0;  // outside of the map there are zeros
   __syncthreads();
   const int low_y = (y0 - s.layers) * kPoolStep, low_x = (x0 - s.layers) * kPoolStep;
   for (int first = 0; first < plan.span; first += plan.rows) {
-    for (int item = warp; item < plan.rows * plan.groups; item += kProductThreads / 32) {
+    for (int item = warp; item < plan.rows * plan.groups; item += kSmallThreads / 32) {
       const int row = item / plan.groups, y = low_y + first + row;
       if (first + row >= plan.span || y < 0 || y >= s.h2) continue;  // of no window inside
       const int column = item % plan.groups * 16 + lane / 4, x[2] = {low_x + column, low_x + column + 8};
@@ -167,12 +170,12 @@ __global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa
       }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < side * side * quads; i += kProductThreads)
+    for (int i = threadIdx.x; i < side * side * quads; i += kSmallThreads)
       if (in_map(i / quads)) pool_rows(plan, low, wide, first, i / quads, i % quads * 4, m, places);
     __syncthreads();
   }
   if (a.m)
-    for (int i = threadIdx.x; i < side * side * wide; i += kProductThreads) {
+    for (int i = threadIdx.x; i < side * side * wide; i += kSmallThreads) {
       const int pixel = i / wide, y = y0 - s.layers + pixel / side, x = x0 - s.layers + pixel % side;
       if (!own(y, x) || !inside(y, x)) continue;
       const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + i % wide;
@@ -184,11 +187,11 @@ __global__ void __launch_bounds__(kProductThreads, 2) esa_small_kernel(const Esa
   const int64_t map = s.n * s.small_h * s.small_w * wide;
   for (int layer = 1; layer <= s.layers; ++layer) {
     __syncthreads();
-    for (int i = threadIdx.x; i < esa_layer_words(wide); i += kProductThreads)
+    for (int i = threadIdx.x; i < esa_layer_words(wide); i += kSmallThreads)
       w[i] = layer_weight(a.w.conv[layer], i, s.f, wide);
     __syncthreads();
     const int rest = s.layers - layer, across = kSmallTile + 2 * rest;
-    for (int i = threadIdx.x; i < across * across * quads; i += kProductThreads) {
+    for (int i = threadIdx.x; i < across * across * quads; i += kSmallThreads) {
       const int o = i % quads * 4, pixel = i / quads;
       const int y = y0 - rest + pixel / across, x = x0 - rest + pixel % across;
       const int row = pixel / across + layer - 1, column = pixel % across + layer - 1;  // of the first tap

@@ -16,11 +16,18 @@ import sass
 
 REGISTERS = 65536
 # Threads, where they are not 256.
-THREADS = {"conv3x3_kernel": 128, "filter_gradient_kernel": 128, "upsample_kernel": 128, "cca_finish_kernel": 1024}
-# Kernels of which one program per multiprocessor is enough: filters of more than 9 taps, more than 64 channels out, and
-# the gate of esa in float32; and the end of esa_cca, whose programs fill a multiprocessor.
+THREADS = {
+    "conv3x3_kernel": 128,
+    "filter_gradient_kernel": 128,
+    "upsample_kernel": 128,
+    "esa_small_kernel": 512,
+    "cca_finish_kernel": 1024,
+}
+# Kernels of which one program per multiprocessor is enough: filters of more than 9 taps, more than 64 channels out,
+# some in float32; and two whose programs fill one.
 LARGE = re.compile(
-    r"^alk\w+<\w+, (32|40|48)\b|norm_backward_kernel<(\w+, 4|float, 2)>|^esa_(gate|moments)_kernel<float>|^cca_finish"
+    r"^alk\w+<\w+, (32|40|48)\b|norm_backward_kernel<(\w+, 4|float, 2)>"
+    r"|^(esa_gate|esa_moments|alk_condense)_kernel<float|^(esa_small|cca_finish)_kernel"
 )
 
 

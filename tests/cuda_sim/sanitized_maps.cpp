@@ -123,7 +123,7 @@ void alk_condense(int64_t dtype, int64_t more_rows) {
   for (int i = 0; i < 4; ++i) call.parameters[i] = m.elements(rest[i]);
   for (TensorView& map : call.maps) map = m.map(d, more_rows);
   call.y = m.map(outputs, more_rows), call.reduced = m.map(16, more_rows);
-  run(m, call, alk_condense_workspace(call), alk_condense);
+  run(m, call, alk_condense_forward_workspace(call), alk_condense_forward);
 }
 
 void pixel_norm(int64_t dtype, int64_t more_rows) {

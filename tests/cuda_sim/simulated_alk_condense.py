@@ -47,7 +47,7 @@ def run(call: AlkCondenseCall, x: Tensor, maps: list[Tensor], eps: float) -> tup
     reduced = poisoned(torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last))
     call.y, call.reduced = View.of(y), View.of(reduced)
     if x.numel() > 0:
-        LIBRARY.run("sim_alk_condense", call)
+        LIBRARY.run("sim_alk_condense_forward", call)
     return y, reduced
 
 

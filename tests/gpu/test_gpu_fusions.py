@@ -1,0 +1,98 @@
+"""Fusions for inference at real sizes, and the launches of whole networks. Needs a GPU: `pytest tests/gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastsr
+from fastsr import ops
+from fastsr.ops import ALKConvWeights, BlueprintESAWeights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
+SIZES = ((16, 48, 48), (1, 181, 317))  # n, h, w
+Case = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[Tensor]]
+
+
+def weights(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    return [weight(*s, seed=i, gain=0.3 if len(s) == 1 else 1.0, dtype=dtype) for i, s in enumerate(shapes)]
+
+
+def esa_cca(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    n, h, w = size
+    maps = [feature_map((n, 64, h, w), "nhwc", dtype, seed=seed) for seed in range(2)]
+    small = [(16, 16, 1, 1), (16, 1, 3, 3), (16,)] * 4
+    shapes = [(16, 64, 1, 1), (16,), *small, (16, 16, 1, 1), (16,), (64, 16, 1, 1), (64,)]
+    shapes += [(4, 64, 1, 1), (4,), (64, 4, 1, 1), (64,), (64,), (64,)]
+
+    def run(x: Tensor, shortcut: Tensor, *p: Tensor) -> Tensor:
+        return ops.esa_cca(x, shortcut, BlueprintESAWeights(*p[:18]), *p[18:], conv2_padding=1)
+
+    return run, [*maps, *weights(shapes, dtype)]
+
+
+def alk_condense(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    n, h, w = size
+    maps = [feature_map((n, c, h, w), "nhwc", dtype, seed=i) for i, c in enumerate((64, 32, 32, 32))]
+    shapes = [(32, 64, 1, 1), (32, 1, 9, 1), (32,), (32, 1, 1, 9), (32,), (32, 1, 3, 3), (32,), (32,), (32,)]
+    shapes += [(64, 128, 1, 1), (64,), (16, 64, 1, 1), (16,)]
+
+    def run(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, *p: Tensor) -> tuple[Tensor, Tensor]:
+        y, reduced = ops.alk_condense(x, (d1, d2, d3), ALKConvWeights(*p[:9]), *p[9:])
+        return y, F.conv2d(y, *p[11:]) if reduced is None else reduced
+
+    return run, [*maps, *weights(shapes, dtype)]
+
+
+by_case = pytest.mark.parametrize("case", (esa_cca, alk_condense), ids=lambda case: case.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _needs_kernels() -> None:
+    reason = fastsr.can_run("esa", "cuda", torch.empty(1, 64, 16, 16, device="cuda"))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@by_case
+@pytest.mark.parametrize("size", SIZES, ids=("patches", "image"))
+@pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
+def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+        assert_twice_rule(*case(size, dtype), "cuda", gradients=False)
+
+
+@by_case
+def test_twenty_runs_are_bit_equal(case: Callable[..., Case]) -> None:
+    function, inputs = case(SIZES[1], HALF)
+    inputs = [t.cuda() for t in inputs]
+    first = results(function, inputs, "cuda", gradients=False)
+    for _ in range(19):
+        again = results(function, inputs, "cuda", gradients=False)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@by_case
+def test_graph_replays_on_changed_inputs(case: Callable[..., Case]) -> None:
+    assert_graph_replays(*case(SIZES[1], HALF), "cuda")
+
+
+@pytest.mark.parametrize(("name", "most"), [("alkdnet", 64), ("mlrn", 40)])
+def test_launches_of_a_frozen_network(name: str, most: int) -> None:
+    net = fastsr.freeze(fastsr.create_model(name, scale=2).cuda(), HALF)
+    x = torch.rand(1, 3, 96, 128, device="cuda", dtype=HALF)
+    with torch.no_grad():
+        net(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            net(x)
+            torch.cuda.synchronize()
+    kernels = [e for e in profile.events() if "Mem" not in e.name and e.device_type == torch.autograd.DeviceType.CUDA]
+    assert 0 < len(kernels) <= most
