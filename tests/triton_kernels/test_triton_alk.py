@@ -104,7 +104,7 @@ class _Rounded(torch.autograd.Function):
 
 @pytest.mark.parametrize("rounded", ["u", "branches"])
 def test_one_rounding_is_beyond_the_rule_where_pytorch_is_lucky(rounded: str) -> None:
-    """The case marked as failing above, in float64 but for one map that every kernel in float32 rounds, as PyTorch does."""
+    """The case marked as failing above, in float64 but for one map that PyTorch and every float32 kernel round."""
     shape, k, taps, _ = CONVS[-1]
     inputs = [feature_map(shape, "nhwc"), *weights(shape[1], k, taps)]
 
