@@ -155,7 +155,7 @@ def pointwise(
     if packed is not None and not mixed:
         others = (bias, *inputs[1:]) if shortcut is None else (bias, *inputs[1:], shortcut)
         whole = start + channels if first is None else weight.shape[1]
-        if start + channels <= whole and takes_packed("pointwise", packed, head, weight, *others, channels=whole):
+        if 0 <= start <= whole - channels and takes_packed("pointwise", packed, head, weight, *others, channels=whole):
             return torch.ops.fastsr.pointwise_packed(list(inputs), packed, weight.shape[0], start, shortcut, code)
     _checks.weight("pointwise", head, weight, "weight", (None, channels if first is None else None, 1, 1))
     _checks.weight("pointwise", head, bias, "bias", (weight.shape[0],))
