@@ -53,6 +53,26 @@ def test_wandb_is_left_alone_unless_asked_for(tmp_path, fake_wandb):
     assert not fake_wandb.asked and not fake_wandb.logged
 
 
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_wandb_that_fails_does_not_end_a_run(tmp_path, fake_wandb, monkeypatch, caplog, where):
+    """No login, a lost connection: told once, and the CSV files go on."""
+
+    def fail(*_, **__):
+        raise ConnectionError("no login\nmore")
+
+    if where == "init":
+        monkeypatch.setattr(fake_wandb, "init", fail)
+    else:
+        monkeypatch.setattr(
+            fake_wandb,
+            "init",
+            lambda **_: types.SimpleNamespace(**{"log": lambda *_, **__: None, "finish": lambda: None, where: fail}),
+        )
+    folder = train(tiny(tmp_path, "wandb=pictures"))
+    assert [record.levelname for record in caplog.records if "(no login)" in record.message] == ["WARNING"]
+    assert (folder / "training.csv").read_text().count("\n") == 4 and (folder / "last.safetensors").exists()
+
+
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_missing_package_is_told_and_the_run_goes_on(tmp_path, monkeypatch, caplog, package):
     caplog.set_level(logging.INFO)
