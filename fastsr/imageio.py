@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import ImageOps, PngImagePlugin
 
 from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
@@ -112,7 +112,7 @@ def image_size(file: str | os.PathLike[str] | io.BytesIO) -> tuple[int, int] | N
 
 def _exif(picture: PIL.Image.Image) -> PIL.Image.Exif:
     """The EXIF data; of a PNG that has none before its pixels, without decoding these to look behind them."""
-    if picture.format != "PNG" or picture.fp is None or "exif" in picture.info:
+    if not isinstance(picture, PngImagePlugin.PngImageFile) or picture.fp is None or "exif" in picture.info:
         return picture.getexif()
     place = picture.fp.tell()
     picture.fp.seek(len(_PNG_MAGIC))

@@ -48,6 +48,7 @@ def undecoded(monkeypatch):
         ("model.settings.num_fat=8", "did you mean 'num_feat'"),
         ("model.scale=0", "model.scale"),
         ("model.settings.num_feat=eight", "do not fit mlrn"),
+        ("model.settings.num_feat=0", "do not fit mlrn"),
         ("model.settings.num_in_ch=1", "1 channels in and 3 out"),
         ("validation.hr.val=small", "needs at least 30x30"),
         ("validation.hr.val=damaged", "0.png is damaged"),

@@ -155,12 +155,17 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch):
     assert load_latest(recipe.folder)["step"] == 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_0(tmp_path, number):
-    recipe = tiny(tmp_path, "schedule.steps=1000000", "saving.every=1000000")
+def test_a_signal_saves_and_exits_0(tmp_path, number, workers):
+    """With workers the signal goes to every process, as a terminal, timeout and batch systems send it."""
+    recipe = tiny(tmp_path, "schedule.steps=1000000", "saving.every=1000000", f"data.workers={workers}")
     (tmp_path / "run.yaml").write_text(recipe.as_yaml())
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     table = recipe.folder / "training.csv"
     try:
@@ -168,7 +173,7 @@ def test_a_signal_saves_and_exits_0(tmp_path, number):
             if process.poll() is not None or (table.exists() and table.read_text().count("\n") > 2):
                 break
             time.sleep(0.05)
-        process.send_signal(number)
+        (os.killpg if workers else os.kill)(process.pid, number)
         out, _ = process.communicate(timeout=120)
     finally:
         process.kill()

@@ -10,7 +10,7 @@ import types
 import pytest
 from train_helpers import photographs, tiny
 
-from fastsr.train import train
+from fastsr.train import report, train
 
 
 @pytest.fixture
@@ -81,3 +81,15 @@ def test_a_missing_package_is_told_and_the_run_goes_on(tmp_path, monkeypatch, ca
     assert f"{package} is " in caplog.text and "not installed" in caplog.text
     assert (folder / "last.safetensors").exists() and (folder / "training.csv").read_text().count("\n") == 2
     assert (folder / "tensorboard").exists() is (package == "wandb")
+
+
+def test_a_table_that_cannot_be_written_is_told_once(tmp_path, caplog, monkeypatch):
+    def then_spoil(self, *_):
+        (tmp_path / "runs" / "tiny" / "training.csv").unlink(missing_ok=True)
+        (tmp_path / "runs" / "tiny" / "training.csv").mkdir(exist_ok=True)
+        return self
+
+    monkeypatch.setattr(report.Report, "__enter__", then_spoil)
+    folder = train(tiny(tmp_path))
+    assert caplog.text.count("rows of") == 1 and "training.csv are lost" in caplog.text
+    assert (folder / "last.safetensors").exists()

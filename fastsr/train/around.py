@@ -91,13 +91,13 @@ def in_words() -> Iterator[None]:
         raise InputError(text.rstrip().rpartition("InputError: ")[2]) from None
     except FastsrError:
         raise
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ConnectionError) as error:
         if is_out_of_memory(error):
             raise TrainingError(
                 "a step needs more memory than there is: raise optimizer.accumulate, which keeps the result, or take "
                 "smaller patches"
             ) from error
-        if "DataLoader worker" in str(error):
+        if isinstance(error, ConnectionError) or "DataLoader worker" in str(error):
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise TrainingError(
                 f"a process that loads images ended ({reason}), mostly for want of memory; the checkpoints are kept: "

@@ -17,7 +17,7 @@ except ImportError:  # not on Windows: two runs in one folder are not noticed th
 
 __all__ = ["Claim"]
 
-_LEFTOVERS = (".*.tmp", ".*.safetensors.*")  # temporary files of writes that a kill interrupted
+_LEFTOVERS = ".*.tmp"  # temporary files of writes that a kill interrupted
 
 
 class Claim:
@@ -54,10 +54,9 @@ class Claim:
                     raise InputError(
                         f"another process trains in {self.folder}; wait for it, or train under another name"
                     ) from error
-        for pattern in _LEFTOVERS:
-            for path in self.folder.glob(pattern):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        for path in self.folder.glob(_LEFTOVERS):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def __enter__(self) -> Claim:
         return self

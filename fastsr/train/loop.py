@@ -292,8 +292,10 @@ class Trainer:
     def _way_on(self) -> str:
         """What to do about a run that would come to the same point again."""
         states = list_states(self.recipe.folder)
-        begin = f" and model.warm_start={states[-1]}" if states else ""
+        change = "a lower optimizer.lr, optimizer.clip_norm, or fp32"
+        if not states:
+            return f"there is no checkpoint yet: train with {change}"
         return (
-            f"the checkpoints before it are kept: train under another name{begin}, with a lower optimizer.lr, with "
-            "optimizer.clip_norm, or in fp32"
+            "the checkpoints before it are kept: train under another name with "
+            f"model.warm_start={states[-1]} and {change}"
         )

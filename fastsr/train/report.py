@@ -149,6 +149,7 @@ class _Table:
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.path = path
+        self._failed = False
         kept: list[list[str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
@@ -164,7 +165,9 @@ class _Table:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(row)
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.path, error.strerror or error)
+            if not self._failed:
+                log.warning("rows of %s are lost: %s", self.path, error.strerror or error)
+            self._failed = True
 
 
 def _tensorboard(folder: Path, step: int) -> _Sender | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastsr.errors import InputError
+from fastsr.errors import FastsrError, InputError
 from fastsr.models import SuperResolutionNet, create_model
 from fastsr.models.checkpoint import StateDict, read_state_dict
 from fastsr.train.checkpoint import read_state
@@ -28,7 +28,9 @@ def make_network(model: Model) -> SuperResolutionNet:
     """
     try:
         net = create_model(model.name, scale=model.scale, **model.settings)
-    except (TypeError, RuntimeError) as error:  # PyTorch, of a setting that is no number
+    except FastsrError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's, of a setting that is no number or too small
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model.settings {model.settings} do not fit {model.name} ({reason})") from error
     channels = net.config.get("num_in_ch"), net.config.get("num_out_ch")
