@@ -65,6 +65,8 @@ def test_warm_starts_begin_from_their_first_stage():
         ("data.pach=3", "unknown key data.pach; did you mean data.patch"),
         ("data.patch=big", "data.patch: Expected `int`, got `str`"),
         ("data.patch=0", "data.patch"),
+        ("compute.precision=int8", "compute.precision: Invalid enum value 'int8'; accepted are fp32, tf32, fp16, bf16"),
+        ("validation.hr.a=3", "validation"),
         ("schedule.name=step", "schedule.every is missing"),
         ("schedule.warmup=6", "it must be shorter"),
         ("validation.lr.a=b", "validation.lr names a"),

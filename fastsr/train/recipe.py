@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fastsr.errors import InputError, MissingPackageError
 
@@ -272,9 +272,17 @@ def _check_keys(content: Mapping[str, Any], section: type[msgspec.Struct], where
 
 
 def _in_words(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.data.patch`" with the place first."""
+    """msgspec's "Expected `int`, got `str` - at `$.data.patch`" with the place first, and the choices if there are."""
     text, _, place = message.partition(" - at `$.")
-    return f"{place.rstrip('`')}: {text}" if place else text
+    if not place:
+        return text
+    place = place.rstrip("`")
+    kind: Any = Recipe
+    for name in place.split("."):
+        fields = msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else ()
+        kind = next((field.type for field in fields if field.name == name), None)
+    choices = f"; accepted are {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+    return f"{place}: {text}{choices}"
 
 
 def _check_values(recipe: Recipe, source: str) -> None:
