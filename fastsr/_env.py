@@ -39,3 +39,8 @@ def launched() -> bool:
 def master_port() -> str:
     """MASTER_PORT, where the processes of a training run meet."""
     return os.environ.get("MASTER_PORT", "")
+
+
+def fix_cublas_workspace() -> None:
+    """Sets CUBLAS_WORKSPACE_CONFIG, unless it is set: without it PyTorch's deterministic mode refuses cuBLAS."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

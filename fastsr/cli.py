@@ -223,8 +223,12 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from fastsr.train import load_recipe, shipped_recipes, train
 
+    if arguments.json and not arguments.speed:
+        raise InputError("--json goes with --speed only; a run keeps its figures in training.csv and validation.csv")
     if arguments.list:
         rows = [
             (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
@@ -241,7 +245,8 @@ def _train(arguments: argparse.Namespace) -> int:
     logging.getLogger("fastsr").setLevel(logging.INFO)
     if arguments.speed:
         return _train_speed(recipe, arguments.json)
-    train(recipe)
+    with logging_redirect_tqdm():
+        train(recipe)
     return 0
 
 

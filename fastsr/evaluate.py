@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastsr.errors import ImageError, InputError
-from fastsr.imageio import SUFFIXES, Image, is_image_path, read_image
+from fastsr.imageio import SUFFIXES, Image, image_size, is_image_path, read_image
 from fastsr.imresize import imresize, modcrop
 from fastsr.metrics import psnr_y, ssim_y
 from fastsr.upscale import upscale_image
@@ -26,7 +26,7 @@ from fastsr.upscale import upscale_image
 if TYPE_CHECKING:
     from fastsr.models import SuperResolutionNet
 
-__all__ = ["EvalResult", "ImageScore", "evaluate"]
+__all__ = ["EvalResult", "ImageScore", "evaluate", "find_pairs"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ def evaluate(
             image is too small.
         ImageError: an image cannot be read, has 16 bit, or does not fit in memory.
     """
-    originals = _images(Path(hr_dir))
-    reduced = None if lr_dir is None else {path.stem: path for path in _images(Path(lr_dir))}
-    pairs = [(path, None if reduced is None else _partner(path, reduced, net.scale)) for path in originals]
+    pairs = find_pairs(hr_dir, lr_dir, net.scale)
     scores = []
     for hr_path, lr_path in tqdm(pairs, unit="image", disable=None if progress else True):
         original = _read(hr_path)
@@ -111,6 +109,38 @@ def evaluate(
             raise type(error)(f"{where}: {error}") from error
         scores.append(ImageScore(hr_path.stem, psnr, ssim))
     return EvalResult(net.scale, tuple(scores))
+
+
+def find_pairs(
+    hr_dir: str | os.PathLike[str], lr_dir: str | os.PathLike[str] | None, scale: int
+) -> list[tuple[Path, Path | None]]:
+    """The originals of a folder, each with its LR image if there is a folder of these; no image is decoded.
+
+    Raises:
+        InputError: a folder is missing or holds no images, or an LR image is missing or of another size.
+    """
+    originals = _images(Path(hr_dir))
+    if lr_dir is None:
+        return [(path, None) for path in originals]
+    reduced = {path.stem: path for path in _images(Path(lr_dir))}
+    pairs = [(path, _partner(path, reduced, scale)) for path in originals]
+    for hr_path, lr_path in pairs:
+        hr, lr = image_size(hr_path), image_size(lr_path)
+        if hr is not None and lr is not None:
+            try:
+                _check_size(lr, hr, scale)
+            except InputError as error:
+                raise InputError(f"{hr_path} with {lr_path}: {error}") from error
+    return list(pairs)
+
+
+def _check_size(lr: tuple[int, ...], hr: tuple[int, ...], scale: int) -> None:
+    height, width = hr[0] // scale, hr[1] // scale
+    if tuple(lr) != (height, width):
+        raise InputError(
+            f"the LR image is {lr[1]}x{lr[0]} (width x height); at scale {scale} an original "
+            f"of {hr[1]}x{hr[0]} needs one of {width}x{height}"
+        )
 
 
 def _images(folder: Path) -> list[Path]:
@@ -143,11 +173,6 @@ def _score(
     """PSNR and SSIM of the network on one image, from its LR image or from the bicubic reduction."""
     hr = modcrop(original, net.scale)
     lr = imresize(hr, scale=Fraction(1, net.scale)) if given is None else given
-    height, width = hr.shape[0] // net.scale, hr.shape[1] // net.scale
-    if lr.shape[:2] != (height, width):
-        raise InputError(
-            f"the LR image is {lr.shape[1]}x{lr.shape[0]} (width x height); at scale {net.scale} an original "
-            f"of {original.shape[1]}x{original.shape[0]} needs one of {width}x{height}"
-        )
+    _check_size(lr.shape[:2], original.shape[:2], net.scale)
     sr = upscale_image(net, Image(lr), retry=False).rgb
     return psnr_y(sr, hr, border=net.scale), ssim_y(sr, hr, border=net.scale)

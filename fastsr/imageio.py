@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import ImageOps, PngImagePlugin
 
 from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
@@ -46,6 +46,8 @@ _WITH_ICC = {"PNG", "JPEG", "WEBP", "TIFF"}
 _MAX_PIXELS = 2**30
 _ORIENTATION = 274  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # by a quarter
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = {b"eXIf", b"iTXt", b"tEXt", b"zTXt"}  # chunks that may hold an orientation
 _PILLOW_LIMIT = threading.Lock()
 
 log = logging.getLogger(__name__)
@@ -96,16 +98,30 @@ def is_image_path(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Height and width of what `read_image` gives, from the header alone; None where that does not tell."""
+def image_size(file: str | os.PathLike[str] | io.BytesIO) -> tuple[int, int] | None:
+    """Height and width of what `read_image` gives, without decoding; None where that does not tell."""
     try:
-        with PIL.Image.open(path) as picture:
+        with PIL.Image.open(file) as picture:
             width, height = picture.size
             # Pillow has turned the size of a TIFF already.
-            turned = picture.format != "TIFF" and picture.getexif().get(_ORIENTATION, 1) in _TURNED
+            turned = picture.format != "TIFF" and _exif(picture).get(_ORIENTATION, 1) in _TURNED
     except Exception:  # whatever is wrong with the file is told when it is read
         return None
     return (width, height) if turned else (height, width)
+
+
+def _exif(picture: PIL.Image.Image) -> PIL.Image.Exif:
+    """The EXIF data; of a PNG that has none before its pixels, without decoding these to look behind them."""
+    if not isinstance(picture, PngImagePlugin.PngImageFile) or picture.fp is None or "exif" in picture.info:
+        return picture.getexif()
+    place = picture.fp.tell()
+    picture.fp.seek(len(_PNG_MAGIC))
+    kinds = set()
+    while len(head := picture.fp.read(8)) == 8:
+        kinds.add(head[4:] if b"IDAT" in kinds or head[4:] == b"IDAT" else b"")
+        picture.fp.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # the data and its checksum
+    picture.fp.seek(place)
+    return picture.getexif() if kinds & _PNG_NOTES else PIL.Image.Image.getexif(picture)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:

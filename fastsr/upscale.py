@@ -26,7 +26,7 @@ from fastsr.imresize import imresize
 if TYPE_CHECKING:
     from fastsr.models import SuperResolutionNet
 
-__all__ = ["Report", "upscale_image", "upscale_path", "upscale_tensor"]
+__all__ = ["Report", "is_out_of_memory", "upscale_image", "upscale_path", "upscale_tensor"]
 
 _SMALLEST_TILE = 32
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -92,7 +92,7 @@ def upscale_tensor(
                 result = (_ensemble if self_ensemble else _tiled)(net, x, size, tile_pad)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # outside the handler: the traceback would keep the failed attempt's tensors alive
             size = _smaller_tile(net, x, size, retry)
@@ -221,7 +221,8 @@ def _check(net: SuperResolutionNet, x: Tensor, tile: int, tile_pad: int) -> None
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the machine."""
     text = str(error).lower()
     known = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, known) or any(phrase in text for phrase in _OUT_OF_MEMORY)

@@ -153,6 +153,23 @@ def test_files_without_named_tensors(tmp_path: Path, content: Any) -> None:
         fastsr.load(tmp_path / "net.pth")
 
 
+@pytest.mark.parametrize(
+    "name, says", [("notes.pth", "no tensors in it that are safe to load"), ("a.state", "beside it")]
+)
+def test_files_that_are_no_checkpoints(tmp_path: Path, name: str, says: str) -> None:
+    """Without PyTorch's advice to load them unprotected."""
+    (tmp_path / name).write_text("name: tiny\n")
+    with pytest.raises(fastsr.CheckpointError) as caught:
+        fastsr.load(tmp_path / name)
+    assert says in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_saved_weights_can_be_read_like_any_file(tmp_path: Path) -> None:
+    fastsr.save(fastsr.create_model("mlrn", scale=2, num_feat=4, num_block=1), tmp_path / "a.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save(fastsr.create_model("mlrn", num_block=1, num_feat=8), tmp_path / "pickled.pth")  # a whole module
     with pytest.raises(fastsr.CheckpointError, match="not a readable checkpoint"):

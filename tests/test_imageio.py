@@ -211,6 +211,22 @@ def test_exif_orientation_in_jpeg(tmp_path, orientation):
     assert np.abs(result.astype(int) - shown).max() < 30
 
 
+def test_the_size_of_a_png_needs_no_decoding(tmp_path, monkeypatch):
+    """Unless something that may turn it stands behind the pixels."""
+    write_image(tmp_path / "a.png", Image(picture(4, 6)))
+    data = (tmp_path / "a.png").read_bytes()
+    end = data.rindex(b"IEND") - 4
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    (tmp_path / "turned.png").write_bytes(data[:end] + chunk + data[end:])
+    assert image_size(tmp_path / "turned.png") == read_image(tmp_path / "turned.png").size == (6, 4)
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    assert image_size(tmp_path / "a.png") == (4, 6)
+    assert image_size(io.BytesIO(data[: end - 20])) == (4, 6)
+
+
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """By the EXIF specification: where the stored row 0 and column 0 are in the scene."""
     return {

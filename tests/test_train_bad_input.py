@@ -10,6 +10,7 @@ from fastsr.cli import main
 from fastsr.errors import InputError
 from fastsr.imageio import Image, write_image
 from fastsr.train import loop, sources, train
+from fastsr.train.start import make_network
 
 
 def _refused(capsys, *arguments: str) -> str:
@@ -46,14 +47,31 @@ def undecoded(monkeypatch):
         ("model.name=mlrm", "did you mean 'mlrn'"),
         ("model.settings.num_fat=8", "did you mean 'num_feat'"),
         ("model.scale=0", "model.scale"),
+        ("model.settings.num_feat=eight", "do not fit mlrn"),
+        ("model.settings.num_feat=0", "do not fit mlrn"),
+        ("model.settings.num_in_ch=1", "1 channels in and 3 out"),
+        ("validation.hr.val=small", "needs at least 30x30"),
+        ("validation.hr.val=damaged", "0.png is damaged"),
+        ("validation.hr.val=hr validation.lr.val=small", "0.png with small/0.png: the LR image is 20x20"),
+        ("validation.hr.val=hr validation.lr.val=damaged", "damaged holds no LR image for 1.png"),
         ("model.warm_start=nowhere.pth", "nowhere.pth does not exist"),
         ("optimiser.lr=1", "did you mean optimizer"),
     ],
 )
-def test_one_sentence_and_status_2(tmp_path, capsys, override, message):
+def test_one_sentence_and_status_2(tmp_path, capsys, monkeypatch, override, message):
     (tmp_path / "run.yaml").write_text(tiny(tmp_path).as_yaml())
-    assert message in _refused(capsys, str(tmp_path / "run.yaml"), override)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("small", "damaged"):
+        (tmp_path / folder).mkdir()
+    for i in range(5):
+        write_image(tmp_path / "small" / f"{i}.png", Image(picture(20, 20)))
+    (tmp_path / "damaged" / "0.png").write_bytes(b"no image")
+    assert message in _refused(capsys, str(tmp_path / "run.yaml"), *override.split())
     assert not (tmp_path / "runs").exists()
+
+
+def test_figures_without_a_measurement(capsys):
+    assert "--json goes with --speed" in _refused(capsys, "--json", "figures.json", "mlrn_x2_cpu")
 
 
 def test_zero_images(tmp_path, capsys):
@@ -88,8 +106,8 @@ def test_a_warm_start_of_another_network_or_scale(tmp_path):
     """What fits is taken, and if nothing does, that is said; a scale is no reason to refuse the body of a network."""
     first = train(tiny(tmp_path)) / "last.safetensors"
     with pytest.raises(InputError, match="has no tensor that fits alkdnet x2"):
-        loop._network(tiny(tmp_path, "model.name=alkdnet", f"model.warm_start={first}"))
-    net = loop._network(tiny(tmp_path, "model.scale=4", f"model.warm_start={first}"))
+        make_network(tiny(tmp_path, "model.name=alkdnet", f"model.warm_start={first}").model)
+    net = make_network(tiny(tmp_path, "model.scale=4", f"model.warm_start={first}").model)
     assert net.scale == 4
 
 

@@ -11,8 +11,9 @@ from train_helpers import photographs, tiny
 
 from fastsr.errors import InputError
 from fastsr.imageio import Image, read_image, write_image
-from fastsr.imresize import imresize
+from fastsr.imresize import imresize, modcrop
 from fastsr.train.data import make_loader, open_pairs
+from fastsr.train.sources import LmdbSource
 
 
 def _pairs(recipe, **options):
@@ -71,19 +72,97 @@ def test_given_lr_images_and_a_list(tmp_path):
         _pairs(tiny(tmp_path, f"data.lr={lr}"))
 
 
-def test_lmdb(tmp_path):
+def _store(folder, images):
+    """An LMDB in BasicSR's layout of the files in `images`."""
     lmdb = pytest.importorskip("lmdb")
-    hr = photographs(tmp_path / "hr")
-    store = tmp_path / "store.lmdb"
-    environment = lmdb.open(str(store), map_size=2**24)
+    paths = sorted(images.iterdir())
+    environment = lmdb.open(str(folder), map_size=2**24)
     with environment.begin(write=True) as transaction:
-        for path in hr.glob("*.png"):
+        for path in paths:
             transaction.put(path.stem.encode(), path.read_bytes())
     environment.close()
-    (store / "meta_info.txt").write_text("".join(f"{i}.png (1,1,3) 1\n" for i in range(5)))
+    (folder / "meta_info.txt").write_text("".join(f"{path.stem}.png (1,1,3) 1\n" for path in paths))
+    return folder
+
+
+def test_lmdb(tmp_path):
+    store = _store(tmp_path / "store.lmdb", photographs(tmp_path / "hr"))
     folder, base = _pairs(tiny(tmp_path)), _pairs(tiny(tmp_path, f"data.hr={store}"))
     for number in range(5):
         assert torch.equal(base[number][0], folder[number][0]) and torch.equal(base[number][1], folder[number][1])
+
+
+def test_lmdbs_of_both_sizes(tmp_path):
+    hr, lr = photographs(tmp_path / "hr"), tmp_path / "lr"
+    lr.mkdir()
+    for path in hr.iterdir():
+        write_image(lr / path.name, Image(imresize(modcrop(read_image(path).rgb, 2), scale=0.5)))
+    places = (f"data.hr={_store(tmp_path / 'a', hr)}", f"data.lr={_store(tmp_path / 'b', lr)}")
+    folder, base = _pairs(tiny(tmp_path)), _pairs(tiny(tmp_path, *places))
+    for number in range(5):
+        assert torch.equal(base[number][0], folder[number][0]) and torch.equal(base[number][1], folder[number][1])
+
+
+def test_an_image_of_an_lmdb_that_is_too_small_shows_before_any_is_decoded(tmp_path, monkeypatch):
+    store = _store(tmp_path / "store.lmdb", photographs(tmp_path / "hr"))
+    monkeypatch.setattr(LmdbSource, "read", lambda *_: pytest.fail("an image was decoded"))
+    with pytest.raises(InputError, match=r"store.lmdb\[0\] is 46x40; .* at least 48x48"):
+        _pairs(tiny(tmp_path, f"data.hr={store}", "data.patch=24"))
+
+
+def test_damaged_lmdbs(tmp_path):
+    store = _store(tmp_path / "store.lmdb", photographs(tmp_path / "hr"))
+    recipe = tiny(tmp_path, f"data.hr={store}", "data.max_bad_images=1")
+    with (store / "meta_info.txt").open("a") as file:
+        file.write("9.png (1,1,3) 1\n")
+    assert _pairs(recipe).bad == {"9"}
+    (store / "data.mdb").write_bytes(b"no database")
+    with pytest.raises(InputError, match=r"2 training images cannot be read.*store.lmdb\[1\] cannot be read"):
+        _pairs(recipe)
+    (store / "meta_info.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"no readable meta_info\.txt"):
+        _pairs(recipe)
+
+
+def test_two_images_of_one_name(tmp_path):
+    hr = photographs(tmp_path / "hr")
+    write_image(hr / "1.jpg", Image(picture(50, 50)))
+    with pytest.raises(InputError, match=r"1\.jpg and .*1\.png differ only in their endings"):
+        _pairs(tiny(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flip, rotate, views", [(True, True, 8), (True, False, 4), (False, True, 2), (False, False, 1)]
+)
+def test_flips_and_rotations(tmp_path, flip, rotate, views):
+    """All the views that are asked for come, alike of both sizes, and no others."""
+    hr = tmp_path / "hr"
+    hr.mkdir()
+    write_image(hr / "0.png", Image(picture(32, 32)))  # one patch: only the view is drawn
+    data = _pairs(tiny(tmp_path, f"data.flip={flip}", f"data.rotate={rotate}"))
+    lr, sharp = (torch.tensor(image.transpose(2, 0, 1)) for image in data.pair("0"))
+    found = set()
+    for number in range(200):
+        small, large = data[number]
+        for view in range(8):
+            if torch.equal(_view(lr, view), small):
+                assert torch.equal(_view(sharp, view), large)
+                found.add(view)
+                break
+        else:
+            raise AssertionError("a patch that is no view of its image")
+    assert len(found) == views and 0 in found
+
+
+def _view(image, number):
+    """One of the 8 flips and quarter turns of [C, H, W]."""
+    image = image.flip(2) if number & 1 else image
+    return torch.rot90(image, number >> 1, (1, 2))
+
+
+def test_another_seed_draws_other_patches(tmp_path):
+    one, other = _pairs(tiny(tmp_path)), _pairs(tiny(tmp_path, "seed=1"))
+    assert not all(torch.equal(one[number][0], other[number][0]) for number in range(5))
 
 
 def test_damaged_images_are_skipped_up_to_a_limit(tmp_path, caplog):

@@ -18,6 +18,7 @@ from fastsr.cli import main
 from fastsr.errors import CheckpointError, InputError, TrainingError
 from fastsr.train import checkpoint, loop, train
 from fastsr.train.checkpoint import list_states, load_latest, read_state
+from fastsr.train.start import make_network
 
 
 def _weights(folder):
@@ -154,12 +155,17 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch):
     assert load_latest(recipe.folder)["step"] == 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_0(tmp_path, number):
-    recipe = tiny(tmp_path, "schedule.steps=1000000", "saving.every=1000000")
+def test_a_signal_saves_and_exits_0(tmp_path, number, workers):
+    """With workers the signal goes to every process, as a terminal, timeout and batch systems send it."""
+    recipe = tiny(tmp_path, "schedule.steps=1000000", "saving.every=1000000", f"data.workers={workers}")
     (tmp_path / "run.yaml").write_text(recipe.as_yaml())
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fastsr", "train", str(tmp_path / "run.yaml")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     table = recipe.folder / "training.csv"
     try:
@@ -167,7 +173,7 @@ def test_a_signal_saves_and_exits_0(tmp_path, number):
             if process.poll() is not None or (table.exists() and table.read_text().count("\n") > 2):
                 break
             time.sleep(0.05)
-        process.send_signal(number)
+        (os.killpg if workers else os.kill)(process.pid, number)
         out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -175,9 +181,10 @@ def test_a_signal_saves_and_exits_0(tmp_path, number):
     assert load_latest(recipe.folder)["step"] >= 4
 
 
-def test_two_processes_give_the_result_of_one(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_give_the_result_of_one(tmp_path, accumulate):
     one = tiny(tmp_path, "name=one")
-    two = tiny(tmp_path, "name=two")
+    two = tiny(tmp_path, "name=two", f"optimizer.accumulate={accumulate}")
     (tmp_path / "two.yaml").write_text(two.as_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastsr"]
     done = subprocess.run(
@@ -264,11 +271,11 @@ def test_warm_start_takes_what_fits(tmp_path):
     recipe = tiny(
         tmp_path, "name=warm", "model.scale=3", f"model.warm_start={first / 'last.safetensors'}", "data.patch=13"
     )
-    net, given = loop._network(recipe), _weights(first)
+    net, given = make_network(recipe.model), _weights(first)
     assert torch.equal(net.conv_1.weight, given["conv_1.weight"])
     assert net.upsampler[0].weight.shape[0] == 27
     with pytest.raises(CheckpointError, match="does not exist"):
-        loop._network(tiny(tmp_path, "model.warm_start=nowhere.pth"))
+        make_network(tiny(tmp_path, "model.warm_start=nowhere.pth").model)
 
 
 def test_bfloat16(tmp_path):

@@ -6,14 +6,19 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from train_helpers import tiny
+from train_helpers import photographs, tiny
 
+from fastsr import load
 from fastsr.errors import InputError
+from fastsr.train import train
+from fastsr.train.checkpoint import list_states
 from fastsr.train.processes import Processes
 
+ROOT = str(Path(__file__).parents[1])
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastsr"]
 
 
@@ -67,3 +72,50 @@ def test_wrong_input_under_torchrun_ends_all_processes_at_once(tmp_path):
     )
     assert done.returncode and "fastsr: error: nowhere is not a folder" in done.stderr
     assert "exitcode  : 2" in done.stderr
+
+
+def test_nodes_that_share_no_folder_continue_together(tmp_path):
+    """Only the first process has the run's folder, as on several nodes: it reads the checkpoint for all."""
+    photographs(tmp_path / "hr")
+    whole = tiny(tmp_path, "name=whole")
+    train(whole)
+    recipe = tiny(tmp_path, "saving.folder=runs")
+    (tmp_path / "run.yaml").write_text(recipe.as_yaml())
+    nodes = [tmp_path / name for name in ("first", "second")]
+    for node in nodes:
+        node.mkdir()
+    for folder in _started_apart(tmp_path / "run.yaml", nodes):
+        states = list_states(folder)
+        assert [path.name for path in states] == (
+            ["step_00000003.state", "step_00000006.state"] if "first" in str(folder) else []
+        )
+        for path in states[1:]:
+            path.unlink()
+    first, second = _started_apart(tmp_path / "run.yaml", nodes)
+    assert not second.exists()
+    alone, together = (load(folder / "last.safetensors").state_dict() for folder in (whole.folder, first))
+    for key in alone:
+        assert (alone[key] - together[key]).abs().max() <= 2e-5
+
+
+def _started_apart(recipe, nodes):
+    """A process of the run in each folder, to the end; the run's folder of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": str(len(nodes)), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastsr", "train", str(recipe)],
+            cwd=node,
+            env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", **place, "RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank, node in enumerate(nodes)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in running] == [0] * len(nodes)
+    finally:
+        for process in running:
+            process.kill()
+    return [node / "runs" / "tiny" for node in nodes]

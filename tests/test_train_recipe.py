@@ -65,6 +65,8 @@ def test_warm_starts_begin_from_their_first_stage():
         ("data.pach=3", "unknown key data.pach; did you mean data.patch"),
         ("data.patch=big", "data.patch: Expected `int`, got `str`"),
         ("data.patch=0", "data.patch"),
+        ("compute.precision=int8", "compute.precision: Invalid enum value 'int8'; accepted are fp32, tf32, fp16, bf16"),
+        ("validation.hr.a=3", "validation"),
         ("schedule.name=step", "schedule.every is missing"),
         ("schedule.warmup=6", "it must be shorter"),
         ("validation.lr.a=b", "validation.lr names a"),
@@ -72,12 +74,21 @@ def test_warm_starts_begin_from_their_first_stage():
         ("patch", "overrides nothing"),
         ("data.patch.x=1", "not a section"),
         ("data=[1", "not YAML"),
+        ("model.settings.scale=3", "model.settings holds scale"),
+        ("model.settings.pretrained=true", "model.settings holds pretrained"),
     ],
 )
 def test_bad_recipes(tmp_path, override, message):
     overrides = ["data.patch=16", override] if override.startswith("data.patch.x") else [override]
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         tiny(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize("text", ["name: a\nname: b\n", "data: {patch: 16,\n  patch: 48}\n"])
+def test_a_key_that_stands_twice(tmp_path, text):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"(name|patch) stands twice in one section, again in line 2"):
+        load_recipe(str(tmp_path / "twice.yaml"))
 
 
 def test_unknown_recipe_names_the_nearest():
@@ -105,5 +116,5 @@ def test_minutes_take_over_when_they_are_further_on():
 
 def test_differences_leave_out_what_cannot_change_weights(tmp_path):
     old = tiny(tmp_path)
-    new = tiny(tmp_path, "optimizer.lr=0.5", "saving.keep=9", "data.workers=3", "log_every=7")
+    new = tiny(tmp_path, "optimizer.lr=0.5", "saving.keep=9", "data.workers=3", "log_every=7", "data.max_bad_images=99")
     assert describe_differences(old.as_dict(), new.as_dict()) == ["optimizer.lr: 0.001 -> 0.5"]

@@ -10,7 +10,7 @@ import types
 import pytest
 from train_helpers import photographs, tiny
 
-from fastsr.train import train
+from fastsr.train import report, train
 
 
 @pytest.fixture
@@ -53,6 +53,26 @@ def test_wandb_is_left_alone_unless_asked_for(tmp_path, fake_wandb):
     assert not fake_wandb.asked and not fake_wandb.logged
 
 
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_wandb_that_fails_does_not_end_a_run(tmp_path, fake_wandb, monkeypatch, caplog, where):
+    """No login, a lost connection: told once, and the CSV files go on."""
+
+    def fail(*_, **__):
+        raise ConnectionError("no login\nmore")
+
+    if where == "init":
+        monkeypatch.setattr(fake_wandb, "init", fail)
+    else:
+        monkeypatch.setattr(
+            fake_wandb,
+            "init",
+            lambda **_: types.SimpleNamespace(**{"log": lambda *_, **__: None, "finish": lambda: None, where: fail}),
+        )
+    folder = train(tiny(tmp_path, "wandb=pictures"))
+    assert [record.levelname for record in caplog.records if "(no login)" in record.message] == ["WARNING"]
+    assert (folder / "training.csv").read_text().count("\n") == 4 and (folder / "last.safetensors").exists()
+
+
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
 def test_a_missing_package_is_told_and_the_run_goes_on(tmp_path, monkeypatch, caplog, package):
     caplog.set_level(logging.INFO)
@@ -61,3 +81,15 @@ def test_a_missing_package_is_told_and_the_run_goes_on(tmp_path, monkeypatch, ca
     assert f"{package} is " in caplog.text and "not installed" in caplog.text
     assert (folder / "last.safetensors").exists() and (folder / "training.csv").read_text().count("\n") == 2
     assert (folder / "tensorboard").exists() is (package == "wandb")
+
+
+def test_a_table_that_cannot_be_written_is_told_once(tmp_path, caplog, monkeypatch):
+    def then_spoil(self, *_):
+        (tmp_path / "runs" / "tiny" / "training.csv").unlink(missing_ok=True)
+        (tmp_path / "runs" / "tiny" / "training.csv").mkdir(exist_ok=True)
+        return self
+
+    monkeypatch.setattr(report.Report, "__enter__", then_spoil)
+    folder = train(tiny(tmp_path))
+    assert caplog.text.count("rows of") == 1 and "training.csv are lost" in caplog.text
+    assert (folder / "last.safetensors").exists()

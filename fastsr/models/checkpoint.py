@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsr._files import atomic_write
 from fastsr.errors import CheckpointError, FastsrError, InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
@@ -84,14 +85,7 @@ def save(net: SuperResolutionNet, path: str | os.PathLike[str]) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     described = json.dumps({"architecture": net.architecture, "config": net.config})
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(serialise(tensors, metadata={_METADATA: described}))
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        atomic_write(target, serialise(tensors, metadata={_METADATA: described}))
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written ({error.strerror}); choose another folder") from error
 
@@ -106,12 +100,18 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, 
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise CheckpointError(f"{file} {what}; pass a .pth or .safetensors checkpoint")
+    if file.suffix == ".state":
+        raise CheckpointError(
+            f"{file} is the state of a training run; pass best.safetensors or last.safetensors beside it"
+        )
     try:
         content, metadata = _read(file)
     except FastsrError:
         raise
     except Exception as error:  # torch.load has no common error type for damaged files
         first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's advice would be to load it without protection
+            first = "PyTorch finds no tensors in it that are safe to load"
         raise CheckpointError(
             f"{file} is not a readable checkpoint ({first}); it may be cut short or of another kind, so get it again"
         ) from error

@@ -92,7 +92,6 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         except CheckpointError as error:
             log.warning("%s; the one before it is taken.", error)
         else:
-            log.info("continuing from %s", path)
             return state
     if states:
         raise CheckpointError(f"none of the {len(states)} checkpoints in {folder} is whole; remove them to start anew")

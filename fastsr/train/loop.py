@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import time
 from collections.abc import Iterator
@@ -14,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fastsr._files import atomic_write
 from fastsr.errors import InputError, TrainingError
-from fastsr.models import SuperResolutionNet, create_model, save
-from fastsr.models.checkpoint import read_state_dict
-from fastsr.train.around import Signals, settings
-from fastsr.train.checkpoint import load_latest, write_state
+from fastsr.models import SuperResolutionNet, save
+from fastsr.train.around import Signals, Stopped, in_words, settings
+from fastsr.train.checkpoint import list_states, load_latest, write_state
 from fastsr.train.data import make_loader, open_pairs
+from fastsr.train.folder import Claim
 from fastsr.train.processes import Processes
 from fastsr.train.recipe import Recipe, describe_differences
 from fastsr.train.report import Report
 from fastsr.train.schedule import learning_rate, progress
+from fastsr.train.start import make_network, make_optimizer
 from fastsr.train.validate import Validator
 
 __all__ = ["Trainer", "train"]
@@ -35,21 +38,27 @@ _CHARBONNIER = 1e-3  # epsilon, in units of white = 1
 def train(recipe: Recipe) -> Path:
     """Trains by a recipe, or continues the run in its folder; returns the folder.
 
-    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
+    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint; before the first step, at once and without.
 
     Raises:
-        InputError: the recipe does not fit the data, the device or the run that is there.
+        InputError: the recipe does not fit the data, the device or the run that is there, or a run is going on there.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or the weights are not finite, memory ran out, or a worker was killed.
     """
-    compute = recipe.compute
-    with settings(compute), Processes(compute.device) as processes, Signals() as signals:
-        torch.manual_seed(recipe.seed)
-        if not processes.first:  # or each process would tell the same
-            logging.getLogger("fastsr").setLevel(logging.ERROR)
-        trainer = Trainer(recipe, processes)
-        trainer.resume()
-        trainer.run(signals)
+    try:
+        with settings(recipe.compute), Processes(recipe.compute.device) as processes, Signals() as signals, in_words():
+            torch.manual_seed(recipe.seed)
+            if not processes.first:  # or each process would tell the same
+                logging.getLogger("fastsr").setLevel(logging.ERROR)
+            with Claim(recipe.folder, processes.first) as claim:
+                claim.take(make=False)
+                trainer = Trainer(recipe, processes)
+                trainer.resume()
+                signals.running = True
+                claim.take(make=True)
+                trainer.run(signals)
+    except Stopped:
+        print("stopped before the first step: there was nothing to save", flush=True)
     return recipe.folder
 
 
@@ -65,15 +74,15 @@ class Trainer:
                 "processes times optimizer.accumulate"
             )
         self.device = processes.device
-        self.net = _network(recipe).to(self.device)
+        self.net = make_network(recipe.model).to(self.device)
         if recipe.data.patch < self.net.min_size:
             raise InputError(
                 f"data.patch is {recipe.data.patch}; {recipe.model.name} needs at least {self.net.min_size}"
             )
-        self.validator = Validator(recipe, self.device)
+        self.validator = Validator(recipe, self.net.min_size)
         self._found = self._look_for_state()  # before the images are read: that may take long, and a mistake shows here
         self.data = self._open_data()
-        self.optimizer = _optimizer(recipe, self.net)
+        self.optimizer = make_optimizer(recipe, self.net)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.compute.precision == "fp16")
         self.ema = None
         if recipe.ema is not None:
@@ -119,8 +128,11 @@ class Trainer:
         }
 
     def _look_for_state(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint of the run's folder; InputError if that run had another recipe."""
-        state = load_latest(self.recipe.folder)
+        """The newest whole checkpoint of the run's folder; InputError if that run had another recipe.
+
+        The first process reads it for all: on other nodes the folder may not be there.
+        """
+        state = self.processes.share(load_latest(self.recipe.folder) if self.processes.first else None)
         different = describe_differences(state["recipe"], self.recipe.as_dict()) if state is not None else []
         if different:
             raise InputError(
@@ -140,6 +152,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
+        log.info("continuing the run in %s after step %d", self.recipe.folder, self.step)
         self.data.bad.update(state["bad_images"])
         rank = self.processes.rank
         if rank < len(state["random"]):
@@ -215,8 +228,9 @@ class Trainer:
     def validate(self, report: Report) -> None:
         """Scores the averaged network on every folder; the first process does, the others wait."""
         if self.processes.first:
+            begin = time.monotonic()
             scores = self.validator.score(self.averaged)
-            report.validation(self.step, scores)
+            report.validation(self.step, scores, time.monotonic() - begin)
             mean = sum(score.psnr for score in scores.values()) / max(len(scores), 1)
             if scores and mean > self.best:
                 self.best = mean
@@ -224,6 +238,11 @@ class Trainer:
         self.processes.wait()
 
     def save(self) -> None:
+        """Writes a checkpoint, unless it would lead every continuation into the same failure."""
+        if not all(bool(values.isfinite().all()) for values in self.net.parameters()):
+            raise TrainingError(
+                f"the weights after step {self.step} are not finite and are not saved, and {self._way_on()}"
+            )
         state = self.state()
         if self.processes.first:
             write_state(self.recipe.folder, self.step, state, self.recipe.saving.keep)
@@ -260,33 +279,23 @@ class Trainer:
 
     def _keep_batch(self, lr: Tensor, hr: Tensor) -> None:
         path = self.recipe.folder / f"not_finite_step_{self.step:08d}_process_{self.processes.rank}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"step": self.step, "lr": lr.cpu(), "hr": hr.cpu(), "net": self.net.state_dict()}, path)
-        raise TrainingError(
-            f"the loss of step {self.step} is not finite; its batch and the weights are in {path}, and the checkpoints "
-            "before it are kept: lower optimizer.lr, set optimizer.clip_norm, or compute in fp32"
+        buffer = io.BytesIO()
+        torch.save({"step": self.step, "lr": lr.cpu(), "hr": hr.cpu(), "net": self.net.state_dict()}, buffer)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, buffer.getvalue())
+            kept = f"its batch and the weights are in {path}"
+        except OSError as error:
+            kept = f"its batch could not be kept ({error.strerror or error})"
+        raise TrainingError(f"the loss of step {self.step} is not finite; {kept}, and {self._way_on()}")
+
+    def _way_on(self) -> str:
+        """What to do about a run that would come to the same point again."""
+        states = list_states(self.recipe.folder)
+        change = "a lower optimizer.lr, optimizer.clip_norm, or fp32"
+        if not states:
+            return f"there is no checkpoint yet: train with {change}"
+        return (
+            "the checkpoints before it are kept: train under another name with "
+            f"model.warm_start={states[-1]} and {change}"
         )
-
-
-def _network(recipe: Recipe) -> SuperResolutionNet:
-    model = recipe.model
-    net = create_model(model.name, scale=model.scale, **model.settings)
-    if model.zero_tail:
-        tail = [module for module in net.modules() if isinstance(module, nn.Conv2d)][-1]
-        nn.init.zeros_(tail.weight)
-        if tail.bias is not None:
-            nn.init.zeros_(tail.bias)
-    if model.warm_start is not None:
-        given, own = read_state_dict(model.warm_start)[0], net.state_dict()
-        fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
-        if not fitting:
-            raise InputError(f"model.warm_start {model.warm_start} has no tensor that fits {model.name} x{model.scale}")
-        net.load_state_dict(fitting, strict=False)
-        log.info("warm start: %d of %d tensors are from %s", len(fitting), len(own), model.warm_start)
-    return net.train()
-
-
-def _optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
-    settings = recipe.optimizer
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
-    return kind(net.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)

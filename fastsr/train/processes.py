@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,14 @@ class Processes:
         shared = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, 0)
         return float(shared)
+
+    def share(self, value: Any) -> Any:
+        """What the first process has, in all of them: plain data and tensors."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=self.device)
+        return box[0]
 
     def gather(self, value: Tensor) -> list[Tensor]:
         """A tensor of the same shape from every process."""

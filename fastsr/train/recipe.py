@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from fastsr.errors import InputError, MissingPackageError
 
@@ -160,6 +160,7 @@ _FREE = (
     "data.workers",
     "data.cache_mib",
     "data.lr_cache",
+    "data.max_bad_images",
     "compute.threads",
 )
 
@@ -203,6 +204,21 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     ]
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without a key that stands twice in a mapping: PyYAML would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(
+                        f"{key.value} stands twice in one section, again in line {key.start_mark.line + 1}"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
@@ -215,7 +231,7 @@ def _read(source: str) -> dict[str, Any]:
             )
         path = shipped[source]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {source} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -256,9 +272,17 @@ def _check_keys(content: Mapping[str, Any], section: type[msgspec.Struct], where
 
 
 def _in_words(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.data.patch`" with the place first."""
+    """msgspec's "Expected `int`, got `str` - at `$.data.patch`" with the place first, and the choices if there are."""
     text, _, place = message.partition(" - at `$.")
-    return f"{place.rstrip('`')}: {text}" if place else text
+    if not place:
+        return text
+    place = place.rstrip("`")
+    kind: Any = Recipe
+    for name in place.split("."):
+        fields = msgspec.structs.fields(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else ()
+        kind = next((field.type for field in fields if field.name == name), None)
+    choices = f"; accepted are {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+    return f"{place}: {text}{choices}"
 
 
 def _check_values(recipe: Recipe, source: str) -> None:
@@ -271,6 +295,12 @@ def _check_values(recipe: Recipe, source: str) -> None:
         raise InputError(
             f"the recipe {source}: schedule.warmup is {schedule.warmup} of {schedule.steps} steps; it must be shorter"
         )
+    for key in ("scale", "upscale", "pretrained", "name"):
+        if key in recipe.model.settings:
+            raise InputError(
+                f"the recipe {source}: model.settings holds {key}, which is no setting of a network; there are "
+                "model.name, model.scale and model.warm_start"
+            )
     for name in validation.lr.keys() - validation.hr.keys():
         raise InputError(f"the recipe {source}: validation.lr names {name}, which validation.hr does not")
     if Path(recipe.name).name != recipe.name or recipe.name in ("", ".", ".."):

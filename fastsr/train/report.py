@@ -1,15 +1,19 @@
-"""What a run tells: a progress bar, CSV files, tensorboard, and wandb where it is installed and asked for."""
+"""What a run tells: a progress bar (lines where there is no terminal), CSV files, tensorboard, and wandb where it is
+installed and asked for. Only the CSV files are indispensable: the others may fail in the middle and the run goes on."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -37,9 +41,10 @@ class Report:
         self._losses: list[float] = []
         self._since, self._waited, self._warned = time.monotonic(), 0.0, False
         self._shown: dict[str, str] = {}
-        self._board: Any = None
-        self._wandb: Any = None
-        self.bar = tqdm(total=recipe.schedule.steps, initial=step, unit="step", disable=None if first else True)
+        self._senders: dict[str, _Sender] = {}
+        self._hook = threading.excepthook
+        self.steps, self.max_minutes = recipe.schedule.steps, recipe.schedule.max_minutes
+        self.bar = tqdm(total=self.steps, initial=step, unit="step", disable=None if first else True)
         if not first:
             return
         folder = recipe.folder
@@ -51,8 +56,9 @@ class Report:
             self._validation = _Table(folder / "validation.csv", ("step", "folder", "psnr_y", "ssim_y"), step)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
-        self._board = _tensorboard(folder, step)
-        self._wandb = _wandb(recipe)
+        for sender in (_tensorboard(folder, step), _wandb(recipe)):
+            if sender is not None:
+                self._senders[sender.name] = sender
 
     def step(self, step: int, loss: float, rate: float, minutes: float, waited: float) -> None:
         """After each step; `waited` counts the seconds that steps have waited for the loader so far."""
@@ -72,40 +78,70 @@ class Report:
             log.warning(
                 "steps wait for images %.0f %% of the time: raise data.workers or data.cache_mib", 100 * waiting
             )
-        self._shown |= {"loss": f"{mean:.5f}", "images/s": f"{speed:.0f}"}
+        self._shown |= {"loss": f"{mean:.5f}", "images/s": f"{speed:.1f}"}
         self.bar.set_postfix(self._shown)
+        if self.bar.disable:
+            self.say(f"step {step} of {self.steps}: {self._line()}, {self._left(step, minutes, speed)} left")
 
-    def validation(self, step: int, scores: dict[str, EvalResult]) -> None:
-        """After each validation."""
+    def _line(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self._shown.items())
+
+    def _left(self, step: int, minutes: float, speed: float) -> timedelta:
+        """How long the run still takes, by the steps or by its limit in minutes."""
+        seconds = (self.steps - step) * self.batch / max(speed, 1e-9)
+        if self.max_minutes is not None:
+            seconds = min(seconds, 60 * max(self.max_minutes - minutes, 0.0))
+        return timedelta(seconds=round(seconds))
+
+    def validation(self, step: int, scores: dict[str, EvalResult], seconds: float) -> None:
+        """After each validation, which took `seconds`: they count for no step."""
         for name, score in scores.items():
             self._validation.add(step, name, f"{score.psnr:.4f}", f"{score.ssim:.5f}")
             self._send(step, {f"{name}/psnr_y": score.psnr, f"{name}/ssim_y": score.ssim})
             self._shown[name] = f"{score.psnr:.3f} dB"
             self.say(f"step {step}: {name} PSNR-Y {score.psnr:.3f} dB, SSIM-Y {score.ssim:.4f}")
         self.bar.set_postfix(self._shown)
-        self._since, self._losses = time.monotonic(), []
+        self._since += seconds
 
     def say(self, text: str) -> None:
         """A line above the bar."""
         if self.first:
             self.bar.write(text)
+            sys.stdout.flush()  # or a log file would show it an hour later
 
     def _send(self, step: int, values: dict[str, float]) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        for name, sender in list(self._senders.items()):
+            try:
+                sender.send(values, step)
+            except Exception as error:  # a full disk or a lost connection; each package has errors of its own
+                del self._senders[name]
+                log.warning("%s gets no more figures (%s); the CSV files go on", name, _first_line(error))
+
+    def _quiet(self, failed: threading.ExceptHookArgs) -> None:
+        """Tensorboard writes in a thread: a full disk there is told by `_send`, without a traceback."""
+        if not issubclass(failed.exc_type, OSError):
+            self._hook(failed)
 
     def __enter__(self) -> Report:
+        threading.excepthook = self._quiet
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.bar.close()
-        if self._board is not None:
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for name, sender in self._senders.items():
+            try:
+                sender.close()
+            except Exception as failed:
+                log.warning("%s could not be closed (%s)", name, _first_line(failed))
+        threading.excepthook = self._hook
+
+
+class _Sender(NamedTuple):
+    """Something beside the CSV files that takes figures."""
+
+    name: str
+    send: Callable[[dict[str, float], int], Any]
+    close: Callable[[], Any]
 
 
 class _Table:
@@ -113,6 +149,7 @@ class _Table:
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.path = path
+        self._failed = False
         kept: list[list[str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
@@ -128,19 +165,31 @@ class _Table:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(row)
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.path, error.strerror or error)
+            if not self._failed:
+                log.warning("rows of %s are lost: %s", self.path, error.strerror or error)
+            self._failed = True
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+def _tensorboard(folder: Path, step: int) -> _Sender | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.info("tensorboard is not installed; the CSV files hold the same numbers")
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    try:
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    except OSError as error:
+        log.warning("tensorboard's files cannot be written (%s); the CSV files hold the same numbers", error)
+        return None
+
+    def send(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+
+    return _Sender("tensorboard", send, board.close)
 
 
-def _wandb(recipe: Recipe) -> Any:
+def _wandb(recipe: Recipe) -> _Sender | None:
     if recipe.wandb is None:
         return None
     try:
@@ -148,4 +197,17 @@ def _wandb(recipe: Recipe) -> Any:
     except ImportError:
         log.warning("wandb=%s is asked for and wandb is not installed: pip install wandb", recipe.wandb)
         return None
-    return wandb.init(project=recipe.wandb, name=recipe.name, id=recipe.name, resume="allow", config=recipe.as_dict())
+    try:
+        run = wandb.init(
+            project=recipe.wandb, name=recipe.name, id=recipe.name, resume="allow", config=recipe.as_dict()
+        )
+    except Exception as error:  # no login, no network: its errors have no common type
+        log.warning(
+            "wandb=%s does not start (%s); the CSV files hold the same numbers", recipe.wandb, _first_line(error)
+        )
+        return None
+    return _Sender("wandb", lambda values, step: run.log(values, step=step), run.finish)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

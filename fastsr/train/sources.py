@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ __all__ = ["BicubicSource", "FolderSource", "LmdbSource", "Source", "open_source
 
 Pixels = NDArray[np.uint8]
 log = logging.getLogger(__name__)
+_HEADER = 2**16  # bytes of a file in which its image's size stands
 
 
 class Source(ABC):
@@ -48,11 +50,12 @@ class FolderSource(Source):
     """The images of a folder and the folders below it; a key is the relative path without the ending."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = {
-            path.relative_to(folder).with_suffix("").as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if is_image_path(path) and path.is_file()
-        }
+        self.paths: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*")):
+            if is_image_path(path) and path.is_file():
+                first = self.paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+                if first != path:
+                    raise InputError(f"{first} and {path} differ only in their endings; leave one of them out")
         if not self.paths:
             raise InputError(f"{folder} holds no images; fastsr reads {', '.join(SUFFIXES)}")
         self.keys = list(self.paths)
@@ -83,7 +86,7 @@ class LmdbSource(Source):
         self.folder = folder
         try:
             lines = (folder / "meta_info.txt").read_text(encoding="utf-8").splitlines()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{folder} holds no readable meta_info.txt, which lists an LMDB's images") from error
         self.keys = [Path(line.split()[0]).with_suffix("").as_posix() for line in lines if line.strip()]
         if not self.keys:
@@ -104,22 +107,33 @@ class LmdbSource(Source):
 
     def read(self, key: str) -> Pixels:
         import cv2
+
+        pixels = cv2.imdecode(np.frombuffer(self._get(key), np.uint8), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise ImageError(f"{self.where(key)} is damaged and cannot be decoded")
+        return np.ascontiguousarray(pixels[..., ::-1])
+
+    def size(self, key: str) -> tuple[int, int] | None:
+        try:
+            return image_size(io.BytesIO(self._get(key, _HEADER)))
+        except ImageError:  # told when it is read
+            return None
+
+    def _get(self, key: str, most: int | None = None) -> bytes:
+        """The file of an image, or its first `most` bytes."""
         import lmdb
 
         try:
             with self._opening:
                 if self._environment is None:
                     self._environment = lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False)
-            with self._environment.begin() as transaction:
+            with self._environment.begin(buffers=True) as transaction:
                 data = transaction.get(key.encode())
+                if data is None:
+                    raise ImageError(f"{self.where(key)} is listed in meta_info.txt and not in the LMDB")
+                return bytes(data[:most])
         except lmdb.Error as error:
             raise ImageError(f"{self.where(key)} cannot be read: {error}") from error
-        if data is None:
-            raise ImageError(f"{self.where(key)} is listed in meta_info.txt and not in the LMDB")
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise ImageError(f"{self.where(key)} is damaged and cannot be decoded")
-        return np.ascontiguousarray(pixels[..., ::-1])
 
     def where(self, key: str) -> str:
         return f"{self.folder}[{key}]"

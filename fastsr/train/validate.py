@@ -6,12 +6,10 @@ import logging
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-
 from fastsr.errors import ImageError, InputError
-from fastsr.evaluate import EvalResult, evaluate
+from fastsr.evaluate import EvalResult, evaluate, find_pairs
 from fastsr.freeze import freeze
-from fastsr.imageio import Image, is_image_path, read_image, write_image
+from fastsr.imageio import Image, image_size, read_image, write_image
 from fastsr.imresize import imresize, modcrop
 from fastsr.models import SuperResolutionNet
 from fastsr.train.recipe import Recipe
@@ -23,41 +21,53 @@ log = logging.getLogger(__name__)
 
 
 class Validator:
-    """The folders to score.
+    """The folders to score, with what their images' headers tell looked at now: a score comes late.
+
+    Args:
+        least: the smallest height and width of an LR image.
 
     Raises:
-        InputError: a folder is missing or holds no images.
+        InputError: a folder is missing or holds no images, HR and LR do not match, or an image is too small.
+        ImageError: an image cannot be read.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        for place in (*recipe.validation.hr.values(), *recipe.validation.lr.values()):
-            if not _images(Path(place)):
-                raise InputError(f"{place} is not a folder that holds images; give one to validate on")
+    def __init__(self, recipe: Recipe, least: int) -> None:
+        self.recipe = recipe
+        validation = recipe.validation
+        self._pairs = {
+            name: find_pairs(hr, validation.lr.get(name), recipe.model.scale) for name, hr in validation.hr.items()
+        }
+        scale = recipe.model.scale
+        for path in (path for pairs in self._pairs.values() for path, _ in pairs):
+            height, width = image_size(path) or read_image(path).size  # which says what is wrong
+            if min(height, width) < least * scale:
+                raise InputError(
+                    f"{path} is {width}x{height}; validation at scale {scale} needs at least "
+                    f"{least * scale}x{least * scale}, so leave it out"
+                )
 
     def score(self, net: SuperResolutionNet) -> dict[str, EvalResult]:
-        """The scores of each folder; sample pictures go to the run's folder."""
+        """The scores of each folder but those that cannot be scored; sample pictures go to the run's folder."""
         validation = self.recipe.validation
         frozen: SuperResolutionNet = freeze(net)  # type: ignore[assignment]
         results = {}
         for name, hr in validation.hr.items():
-            results[name] = evaluate(frozen, hr, lr_dir=validation.lr.get(name), progress=False)
-            for path in _images(Path(hr))[: validation.pictures]:
-                self._picture(frozen, path, name)
+            try:
+                results[name] = evaluate(frozen, hr, lr_dir=validation.lr.get(name), progress=False)
+            except (InputError, ImageError) as error:  # no reason to end a run
+                log.warning("no scores of %s: %s", name, error)
+            for path, lr in self._pairs[name][: validation.pictures]:
+                try:
+                    self._picture(frozen, name, path, lr)
+                except (OSError, InputError) as error:
+                    log.warning("no sample picture of %s: %s", path, error)
         return results
 
-    def _picture(self, net: SuperResolutionNet, path: Path, name: str) -> None:
-        hr = modcrop(read_image(path).rgb, net.scale)
-        sr = upscale_image(net, Image(imresize(hr, scale=Fraction(1, net.scale))))
+    def _picture(self, net: SuperResolutionNet, name: str, path: Path, lr: Path | None) -> None:
+        if lr is None:
+            image = Image(imresize(modcrop(read_image(path).rgb, net.scale), scale=Fraction(1, net.scale)))
+        else:
+            image = read_image(lr)
         folder = self.recipe.folder / "pictures" / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_image(folder / f"{path.stem}.png", sr)
-        except (OSError, ImageError) as error:  # no reason to end a run
-            log.warning("no sample picture: %s", error)
-
-
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if is_image_path(path) and path.is_file())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_image(folder / f"{path.stem}.png", upscale_image(net, image))
