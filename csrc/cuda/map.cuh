@@ -51,8 +51,8 @@ struct Map {
   __device__ __forceinline__ int64_t at(int64_t n, int y, int x) const {
     return n * n_stride + y * h_stride + x * w_stride;
   }
-  // Channels from `c` (a multiple of 8) on of the pixel at `offset`; those that the map lacks are 0. Maps that are
-  // never accessed by pairs, such as scratch maps, may save the code for it.
+  // Channels from `c` (a multiple of 8) on of the pixel at `offset`; those that the map lacks are 0. Without Pairs
+  // for kernels that have no registers left for the code.
   template <bool Pairs = true>
   __device__ __forceinline__ Eight<T> load(int64_t offset, int c) const {
     Eight<T> e;
