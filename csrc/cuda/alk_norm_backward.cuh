@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, Blocks == 1 || (Blocks == 2 && sizeo
 #pragma unroll
       for (int b = 0; b < Blocks; ++b) {
         Eight<T> e = Eight<T>::zeros();
-        if (inside) e = a.v.load(a.v.at(n, y, x), kBlock * b + 8 * t);
+        if (inside) e = a.v.template load<false>(a.v.at(n, y, x), kBlock * b + 8 * t);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           v[b][i] = i % 2 ? e.pair(i / 2).y : e.pair(i / 2).x;
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kThreads, Blocks == 1 || (Blocks == 2 && sizeo
       for (int b = 0; b < Blocks; ++b) {
         const int c = kBlock * b + 8 * t;
         Eight<T> grad = Eight<T>::zeros(), shortcut = grad;
-        if (inside) grad = a.grad.load(a.grad.at(n, y, x), c);
-        if (inside && a.residual) shortcut = a.x.load(a.x.at(n, y, x), c);
+        if (inside) grad = a.grad.template load<false>(a.grad.at(n, y, x), c);
+        if (inside && a.residual) shortcut = a.x.template load<false>(a.x.at(n, y, x), c);
         Eight<T> gz;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, Blocks == 1 || (Blocks == 2 && sizeo
           }
           gz.set_pair(i, two[0], two[1]);
         }
-        if (inside && a.residual) a.gz.store(a.gz.at(n, y, x), c, gz);
+        if (inside && a.residual) a.gz.template store<false>(a.gz.at(n, y, x), c, gz);
       }
       const float mean_h = quad_sum(sum_h) * scale, mean_hx = quad_sum(sum_hx) * scale;
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, Blocks == 1 || (Blocks == 2 && sizeo
         for (int i = 0; i < 4; ++i)
           gv.set_pair(i, r * (h[b][2 * i] - fmaf(v[b][2 * i], mean_hx, mean_h)),
                       r * (h[b][2 * i + 1] - fmaf(v[b][2 * i + 1], mean_hx, mean_h)));
-        if (inside) a.v.store(a.v.at(n, y, x), kBlock * b + 8 * t, gv);
+        if (inside) a.v.template store<false>(a.v.at(n, y, x), kBlock * b + 8 * t, gv);
       }
     }
   }

@@ -51,13 +51,15 @@ struct Map {
   __device__ __forceinline__ int64_t at(int64_t n, int y, int x) const {
     return n * n_stride + y * h_stride + x * w_stride;
   }
-  // Channels from `c` (a multiple of 8) on of the pixel at `offset`; those that the map lacks are 0.
+  // Channels from `c` (a multiple of 8) on of the pixel at `offset`; those that the map lacks are 0. Without Pairs
+  // for kernels that have no registers left for the code.
+  template <bool Pairs = true>
   __device__ __forceinline__ Eight<T> load(int64_t offset, int c) const {
     Eight<T> e;
     if (access == kByEight && c + 8 <= channels) {
 #pragma unroll
       for (int i = 0; i < Eight<T>::kWords; i += 4) load_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
-    } else if (sizeof(T) == 2 && access == kByPair) {
+    } else if (Pairs && sizeof(T) == 2 && access == kByPair) {
       const auto* from = reinterpret_cast<const uint32_t*>(data + offset + c);
 #pragma unroll
       for (int i = 0; i < 4; ++i) e.word[i] = c + 2 * i < channels ? from[i] : 0;
@@ -73,11 +75,12 @@ struct Map {
     }
     return e;
   }
+  template <bool Pairs = true>
   __device__ __forceinline__ void store(int64_t offset, int c, const Eight<T>& e) const {
     if (access == kByEight && c + 8 <= channels) {
 #pragma unroll
       for (int i = 0; i < Eight<T>::kWords; i += 4) store_128(data + offset + c + i * 4 / sizeof(T), e.word + i);
-    } else if (sizeof(T) == 2 && access == kByPair) {
+    } else if (Pairs && sizeof(T) == 2 && access == kByPair) {
       auto* to = reinterpret_cast<uint32_t*>(data + offset + c);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
