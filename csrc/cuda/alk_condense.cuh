@@ -72,6 +72,84 @@ struct AlkCondense {
   int64_t block_bytes;  // of w5
 };
 
+// v of a tile, the last pass of it in `planes` and the others in y, and what normalises it in `norm` [group][pixel]:
+// 1 / sigma, -mean / sigma. The steps are those of alk_forward_kernel, which has its own: sharing them cost it 24 bytes
+// of stack on sm_120.
+template <class P, Gelu Form, class T = typename P::T>
+__device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int y0, int x0, T* planes, float2* norm) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
+  const int passes = (a.shape.k + P::kChannels - 1) / P::kChannels, padded_k = blocks_of(a.shape.k) * kBlock;
+  PixelSums<T> sums;
+  sums.start();
+  for (int pass = 0; pass < passes; ++pass) {
+    fill_planes<P>(planes, a.x, a.shape, n, y0, x0, pass, a.rows);
+    __syncthreads();
+    for (int i = 0; i < P::kPerWarp; ++i) {
+      const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
+      if (channel >= a.shape.k) break;
+      T* plane = planes + in_pass * P::kSize;
+      Filters<P> f;
+      f.load(a.filters, channel);
+      const float b0 = a.vectors[channel], b1 = a.vectors[padded_k + channel], b2 = a.vectors[2 * padded_k + channel];
+      float v[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float down[4] = {b0, b0, b0, b0}, across[4] = {b1, b1, b1, b1}, small[4] = {b2, b2, b2, b2};
+        convolve_down<P>(plane, f, half, down);
+        convolve_across<P>(plane, f, half, across);
+        convolve_small<P>(plane, f, half, small);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          v[half][j] = gelu<Form>(down[j]) + gelu<Form>(across[j]) + gelu<Form>(small[j]);
+          sums.add(4 * half + j, v[half][j]);
+        }
+      }
+      ++sums.count;
+      __syncwarp();  // all lanes have read the plane
+      put_results<P>(plane, in_pass, 0, v[0]);
+      put_results<P>(plane, in_pass, 1, v[1]);
+    }
+    __syncthreads();
+    if (a.raw || pass + 1 < passes) {
+      for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
+        const Eight<T> v = read_pixels<P>(planes, P::kSize, block, group);
+        if (inside) a.y.store(a.y.at(n, y, x), c, v);
+      });
+      __syncthreads();
+    }
+  }
+  if (a.raw) return;
+
+  // The warps' means and deviations meet behind the results in each warp's own planes.
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    float2* to = reinterpret_cast<float2*>(planes + (warp + i % P::kPerWarp * kWarps) * P::kSize + kPixels);
+    to[i / P::kPerWarp * 32 + lane] = sums.result(i);
+  }
+  __syncthreads();
+  {
+    const int i = warp;  // thread (i, lane) sums pixel i of that lane
+    float mean = 0.f, squares = 0.f;
+    float2 part[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const T* from = planes + (w + i % P::kPerWarp * kWarps) * P::kSize + kPixels;
+      part[w] = reinterpret_cast<const float2*>(from)[i / P::kPerWarp * 32 + lane];
+      mean = fmaf(part[w].x, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), mean);
+    }
+    mean /= a.shape.k;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      const float off = part[w].x - mean;
+      squares += fmaf(off * off, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), part[w].y);
+    }
+    const float r = rsqrtf(fmaxf(squares, 0.f) / a.shape.k + a.eps);
+    const int t = lane % 4, row = g + i % 4 / 2 * 8, group = i / 4 * 16 + row;
+    norm[8 * group + 2 * t + i % 2] = make_float2(r, -mean * r);
+  }
+  __syncthreads();
+}
+
 template <class T, Gelu Form>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) alk_condense_kernel(const AlkCondense<T> a) {
   using P = CondensePlane<T>;

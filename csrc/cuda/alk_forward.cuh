@@ -93,12 +93,20 @@ __device__ __forceinline__ void distil_tile(const AlkForward<T>& a, int64_t n, i
   }
 }
 
-// v of a tile, the last pass of it in `planes` and the others in y, and what normalises it in `norm` [group][pixel]:
-// 1 / sigma, -mean / sigma. With `raw` all of it is in y, and nothing in `norm`.
-template <class P, Gelu Form, class T = typename P::T>
-__device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int y0, int x0, T* planes, float2* norm) {
+template <class T, int S, Gelu Form>
+__global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(const AlkForward<T> a) {
+  using P = ForwardPlane<T, S>;
+  FASTSR_SHARED_MEMORY(memory);
+  T* planes = reinterpret_cast<T*>(memory);
+  float2* norm = reinterpret_cast<float2*>(memory + P::kBytes);  // [group][pixel]: 1 / sigma, -mean / sigma
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
   const int passes = (a.shape.k + P::kChannels - 1) / P::kChannels, padded_k = blocks_of(a.shape.k) * kBlock;
+  int64_t n;
+  int y0, x0;
+  a.shape.tile_at(blockIdx.x, &n, &y0, &x0);
+
+  if (a.shape.d > 0) distil_tile<T, Form>(a, n, y0, x0);
+
   PixelSums<T> sums;
   sums.start();
   for (int pass = 0; pass < passes; ++pass) {
@@ -168,23 +176,6 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
     norm[8 * group + 2 * t + i % 2] = make_float2(r, -mean * r);
   }
   __syncthreads();
-}
-
-template <class T, int S, Gelu Form>
-__global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(const AlkForward<T> a) {
-  using P = ForwardPlane<T, S>;
-  FASTSR_SHARED_MEMORY(memory);
-  T* planes = reinterpret_cast<T*>(memory);
-  float2* norm = reinterpret_cast<float2*>(memory + P::kBytes);
-  const int g = threadIdx.x % 32 / 4;
-  const int passes = (a.shape.k + P::kChannels - 1) / P::kChannels, padded_k = blocks_of(a.shape.k) * kBlock;
-  int64_t n;
-  int y0, x0;
-  a.shape.tile_at(blockIdx.x, &n, &y0, &x0);
-
-  if (a.shape.d > 0) distil_tile<T, Form>(a, n, y0, x0);
-  make_tile<P, Form>(a, n, y0, x0, planes, norm);
-  if (a.raw) return;
 
   const float *gamma = a.vectors + 3 * padded_k, *beta = gamma + padded_k;
   for (int pass = 0; pass < passes; ++pass) {
