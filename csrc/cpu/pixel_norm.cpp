@@ -4,6 +4,7 @@
 
 #include "../checks.h"
 #include "isa/table.h"
+#include "layout.h"
 #include "parallel.h"
 
 namespace fastsr::cpu {
@@ -88,10 +89,18 @@ void dispatch(const Tensor& x, Body&& body) {
   }
 }
 
+// As empty_like(x), from memory that is kept where x is dense in one of the two formats.
+Tensor output_like(const Tensor& x) {
+  const bool nhwc = is_nhwc(x), nchw = x.is_contiguous();
+  if (nhwc == nchw) return torch::stable::empty_like(x);
+  return empty_feature_map(x, {x.size(0), x.size(1), x.size(2), x.size(3)},
+                           nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
 Tensor pixel_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
   check(x, weight);
   check_vector("pixel_norm", bias, x.size(1), "bias");
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = output_like(x);
   if (x.numel() > 0) dispatch(x, [&](const auto& k) { forward(k, x, weight, bias, eps, y); });
   return y;
 }
@@ -107,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> pixel_norm_backward(const Tensor& grad, const
   check(x, weight);
   check_same_shape("pixel_norm_backward", x, grad, "grad");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "pixel_norm_backward: grad and x differ in dtype");
-  Tensor dx = torch::stable::empty_like(x);
+  Tensor dx = output_like(x);
   std::vector<double> d_weight(x.size(1), 0.0), d_bias(x.size(1), 0.0);
   if (x.numel() > 0) dispatch(x, [&](const auto& k) { backward(k, grad, x, weight, eps, dx, d_weight, d_bias); });
   return {dx, parameter_gradient(weight, d_weight), parameter_gradient(weight, d_bias)};
