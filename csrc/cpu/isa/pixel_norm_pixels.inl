@@ -33,8 +33,8 @@ FASTSR_INLINE void put_group(T* pixel, int64_t g, int64_t channels, vf v) {
   rows::store_group(pixel, g, channels, v);
 }
 
-// Asks for the memory of the pixel that will be written kLanes pixels from now (prefetch.inl). Past the end of a row it
-// does no harm.
+// Asks for the memory of the pixel kLanes pixels from now, to be read or written (prefetch.inl). Past the end of a row
+// it does no harm.
 template <class T>
 FASTSR_INLINE void fetch_ahead(const T* pixel, int64_t stride, int64_t channels) {
   const char* line = reinterpret_cast<const char*>(pixel + kLanes * stride);
@@ -87,7 +87,10 @@ void forward(const T* x, int64_t x_stride, int64_t channels, const float* weight
     constexpr int G = constant.value;
     const int64_t groups = G > 0 ? G : c.groups;
     Moments m;
-    moments<G>(from, c, eps, m, [&](int i) { fetch_ahead(y + i * y_stride, y_stride, channels); });
+    moments<G>(from, c, eps, m, [&](int i) {
+      fetch_ahead(x + i * x_stride, x_stride, channels);
+      fetch_ahead(y + i * y_stride, y_stride, channels);
+    });
     for (int i = 0; i < kLanes; ++i) {
       const vf mean = splat(m.mean[i]), rstd = splat(m.rstd[i]);
       for (int64_t g = 0; g < groups; ++g)
@@ -115,10 +118,14 @@ void backward(const T* grad, int64_t grad_stride, const T* x, int64_t x_stride, 
       return (group_of<G>(from.data + i * from.stride, g, channels) - m.mean[i]) * m.rstd[i];
     };
     Moments m;
-    moments<G>(from, c, eps, m, [&](int i) { fetch_ahead(dx + i * dx_stride, dx_stride, channels); });
+    moments<G>(from, c, eps, m, [&](int i) {
+      fetch_ahead(x + i * x_stride, x_stride, channels);
+      fetch_ahead(dx + i * dx_stride, dx_stride, channels);
+    });
     vf g_sums[kLanes], gx_sums[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
+      fetch_ahead(grad + i * grad_stride, grad_stride, channels);
       vf g_sum{}, gx_sum{};
       for (int64_t g = 0; g < groups; ++g) {
         const vf v = group_of<G>(dy.data + i * dy.stride, g, channels) * group_of<G>(weight, g, channels);
