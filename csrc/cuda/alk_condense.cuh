@@ -113,7 +113,8 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
     if (a.raw || pass + 1 < passes) {
       for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
         const Eight<T> v = read_pixels<P>(planes, P::kSize, block, group);
-        if (inside) a.y.store(a.y.at(n, y, x), c, v);
+        // Without pairs, which cost 8 bytes of stack on sm_90a.
+        if (inside) a.y.template store<false>(a.y.at(n, y, x), c, v);
       });
       __syncthreads();
     }
@@ -205,14 +206,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) alk_condense
       for (int p = 0; p < 2; ++p) {
         e[p] = to_eight<T>(sum[block][p]);
         if (inside[p] && block * kBlock + c < a.y.channels)
-          a.y.store(a.y.at(n, y0 + row, x0 + 8 * p + g), block * kBlock + c, e[p]);
+          a.y.template store<false>(a.y.at(n, y0 + row, x0 + 8 * p + g), block * kBlock + c, e[p]);
       }
       if (block < blocks_of(a.y.channels)) lane_product<T>(e, a.w1, a.y.channels, block, reduced);
     }
 #pragma unroll
     for (int p = 0; p < 2; ++p)
       if (inside[p] && c < a.reduced.channels)
-        a.reduced.store(a.reduced.at(n, y0 + row, x0 + 8 * p + g), c, to_eight<T>(reduced[p]));
+        a.reduced.template store<false>(a.reduced.at(n, y0 + row, x0 + 8 * p + g), c, to_eight<T>(reduced[p]));
   }
 }
 
