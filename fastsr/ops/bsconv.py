@@ -157,14 +157,15 @@ def bsconv(
     """
     _checks.feature_map("bsconv", x)
     _checks.choice("bsconv", activation, "activation", _checks.ACTIVATIONS)
-    channels = pw_weight.shape[0]
     others = (dw_weight, dw_bias) if shortcut is None else (dw_weight, dw_bias, shortcut)
     if (stride, padding) == (1, 1) and takes_packed("bsconv", packed, x, pw_weight, *others):
+        channels = pw_weight.shape[0]
         if shortcut is not None:
             _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, *x.shape[2:]))
         code = _checks.ACTIVATIONS.index(activation)
         return torch.ops.fastsr.bsconv_packed(x, packed, channels, shortcut, code)
     _checks.weight("bsconv", x, pw_weight, "pw_weight", (None, x.shape[1], 1, 1))
+    channels = pw_weight.shape[0]
     _checks.weight("bsconv", x, dw_weight, "dw_weight", (channels, 1, None, None))
     _checks.odd_kernel("bsconv", dw_weight, "dw_weight")
     _checks.weight("bsconv", x, dw_bias, "dw_bias", (channels,))

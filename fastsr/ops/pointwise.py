@@ -150,15 +150,15 @@ def pointwise(
     mixed = any(x.dtype != head.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
     _checks.choice("pointwise", activation, "activation", _checks.ACTIVATIONS)
     code = _checks.ACTIVATIONS.index(activation)
-    if shortcut is not None:
-        _checks.shortcut("pointwise", head, shortcut, (head.shape[0], weight.shape[0], *head.shape[2:]))
     if packed is not None and not mixed:
         others = (bias, *inputs[1:]) if shortcut is None else (bias, *inputs[1:], shortcut)
         whole = start + channels if first is None else weight.shape[1]
         if 0 <= start <= whole - channels and takes_packed("pointwise", packed, head, weight, *others, channels=whole):
+            _check_shortcut(head, weight, shortcut)
             return torch.ops.fastsr.pointwise_packed(list(inputs), packed, weight.shape[0], start, shortcut, code)
     _checks.weight("pointwise", head, weight, "weight", (None, channels if first is None else None, 1, 1))
     _checks.weight("pointwise", head, bias, "bias", (weight.shape[0],))
+    _check_shortcut(head, weight, shortcut)
     if first is not None:
         weight, bias = _part(weight, bias, first, channels)
     backend = "reference" if mixed else select("pointwise", head)
@@ -168,6 +168,11 @@ def pointwise(
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
     return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, code)
+
+
+def _check_shortcut(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> None:
+    if shortcut is not None:
+        _checks.shortcut("pointwise", x, shortcut, (x.shape[0], weight.shape[0], *x.shape[2:]))
 
 
 def _part(weight: Tensor, bias: Tensor, first: int, channels: int) -> tuple[Tensor, Tensor]:
