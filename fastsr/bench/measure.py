@@ -27,7 +27,7 @@ WARM = 1.0  # a run longer than that, in seconds, needs no run before it that is
 SLOW_TURNS = 3  # where a turn takes more than half of the time that a case is given; then only contenders go on
 CONTENDER = 1.5  # times the best peer; who takes longer is none
 PATIENCE = 3  # times its time a case may get until its ratio is known to NOISY
-EXTRA = 180.0  # seconds beyond their time that the cases of a run may get together
+EXTRA = 90.0  # seconds beyond their time that the cases of a run may get together
 NOISY = 0.05
 FLUSH_BYTES = 256 << 20
 
