@@ -111,12 +111,14 @@ def can_run(op: str, name: str, x: Tensor) -> str | None:
     return check(x)
 
 
-def exporting() -> bool:
-    """Exports must consist of standard operators, so they always take the reference path.
+# The flag behind `is_exporting()`, for which dynamo puts True into whatever it compiles before PyTorch 2.13.
+_HAS_FLAG = hasattr(torch.compiler, "_is_exporting_flag")
 
-    The flag itself: before PyTorch 2.13 dynamo takes `is_exporting()` for True in whatever it compiles.
-    """
-    return torch.compiler._is_exporting_flag or torch.onnx.is_in_onnx_export()
+
+def exporting() -> bool:
+    """Exports must consist of standard operators, so they always take the reference path."""
+    exports = torch.compiler._is_exporting_flag if _HAS_FLAG else torch.compiler.is_exporting()
+    return exports or torch.onnx.is_in_onnx_export()
 
 
 def _select_forced(op: str, x: Tensor) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastsr
 from fastsr import ops
+from fastsr.nn import ALKDB
 
 Z = torch.zeros
 
@@ -105,3 +106,33 @@ def test_mixed_dtypes_are_fine_under_autocast() -> None:
     w = alk()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.alk_conv(X.bfloat16(), w).isfinite().all()
+
+
+def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
+    block = ALKDB(8, esa_channels=4).requires_grad_(False)
+    x, w = torch.rand(1, 8, 16, 16), {k: torch.rand(8, *k) for k in ((8, 3, 3), (8, 1, 1), (1, 3, 3), ())}
+    distil, separable = [torch.rand(4, 8, 1, 1), torch.rand(4)], [w[8, 1, 1], w[1, 3, 3], w[()]]
+    condensing = [block.c4.weights(), *block.c5.parameters(), *block.esa.conv1.parameters()]
+    dense = [w[8, 3, 3], w[()], w[8, 3, 3], w[()]]
+    return {
+        "alk_conv": (ops.alk_conv, [x, block.c4.weights()]),
+        "alk_stage": (ops.alk_stage, [x, *distil, block.c1_r.weights()]),
+        "alk_condense": (ops.alk_condense, [x, [torch.rand(1, 4, 16, 16)] * 3, *condensing]),
+        "bsconv_stage": (ops.bsconv_stage, [x, *distil, *separable]),
+        "esa_cca": (ops.esa_cca, [x, x, block.esa.weights(), *block.cca.weights(block.pixel_norm)]),
+        "mixer_block": (ops.mixer_block, [x, *dense, w[1, 3, 3], w[()], w[8, 1, 1], w[()], w[8, 1, 1], w[()]]),
+        "pack_bsconv": (ops.pack_bsconv, [*separable, *distil]),
+        "pack_pointwise": (ops.pack_pointwise, [w[8, 1, 1], w[()]]),
+        "pointwise": (ops.pointwise, [[x], w[8, 1, 1], w[()]]),
+    }
+
+
+@pytest.mark.parametrize("name", list(_fusions()))
+def test_wrong_arguments_of_fusions_and_packing(name: str) -> None:
+    function, arguments = _fusions()[name]
+    function(*arguments)
+    for i in range(len(arguments)):
+        for wrong in (3.0, "weights", torch.rand(2, 2), None):
+            with pytest.raises(fastsr.InputError) as caught:
+                function(*arguments[:i], wrong, *arguments[i + 1 :])
+            assert "\n" not in str(caught.value)

@@ -85,12 +85,17 @@ def takes_packed(
     """
     if packed is None or (x.shape[1] if channels is None else channels) != first.shape[1] or packed.device != x.device:
         return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, first, *others)):
+    if records(x, first, *others):
         return None
     backend = "cpu" if packed.dtype == torch.float32 else "cuda"
     if backend == "cuda" and x.dtype != first.dtype:
         return None
     return backend if select(op, x) == backend else None
+
+
+def records(*values: Any) -> bool:
+    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
@@ -116,7 +121,7 @@ def _fuses_on(wanted: str, op: str, x: Tensor, *others: Tensor | None) -> bool:
     backend = current_backend()
     if (backend != wanted and (backend != "auto" or x.device.type != "cuda")) or exporting():
         return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others)):
+    if records(x, *others):
         return False
     return can_run(op, wanted, x) is None
 
@@ -135,7 +140,7 @@ def may_overwrite(op: str, *tensors: Tensor | None) -> bool:
     assert x is not None
     if torch.compiler.is_compiling() or select(op, x) != "cpu":
         return False
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if records(*tensors):
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastsr import _cuda, _gelu
 from fastsr._native import LIB
+from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import empty_map, fuses_on_cuda
 from fastsr.ops.alk_conv import WEIGHTS_SCHEMA, alk_conv, check_weights
@@ -56,6 +57,16 @@ def _fits(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> b
     taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
     outputs, inner = c5_weight.shape[0], conv1_weight.shape[0]
     return taps <= MAX_TAPS and channels <= MAX_FROM and outputs <= MAX_TO and inner <= MAX_REDUCED
+
+
+def _fuses(x: Tensor, maps: Sequence[Tensor], weights: ALKConvWeights, rest: tuple[Tensor, ...]) -> bool:
+    """Whether these are one operator; what is wrong with them is said where they are not."""
+    tensors = isinstance(maps, (list, tuple)) and all(isinstance(t, Tensor) for t in (*maps, *rest))
+    if not tensors or not isinstance(weights, ALKConvWeights) or len(maps) != DISTILLED:
+        return False
+    if any(d.shape != maps[0].shape or d.dtype != x.dtype for d in maps) or not _fits(weights, rest[0], rest[2]):
+        return False
+    return fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
 
 
 def pack_alk_condense(
@@ -105,12 +116,12 @@ def alk_condense(
     """
     rest = (c5_weight, c5_bias, conv1_weight, conv1_bias)
     _checks.feature_map("alk_condense", x)
-    fuses = len(maps) == DISTILLED and all(d.shape == maps[0].shape and d.dtype == x.dtype for d in maps)
-    if (
-        not fuses
-        or not _fits(weights, c5_weight, conv1_weight)
-        or not fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
-    ):
+    if not _fuses(x, maps, weights, rest):
+        _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, None, 1, 1))
+        _checks.weight("alk_condense", x, conv1_weight, "conv1_weight", (None, c5_weight.shape[0], 1, 1))
+        _checks.weight("alk_condense", x, conv1_bias, "conv1_bias", (conv1_weight.shape[0],))
+        if not isinstance(maps, (list, tuple)):
+            raise InputError(f"alk_condense: maps is a {type(maps).__name__}; pass the distilled maps as a sequence")
         last = alk_conv(x, weights, eps=eps, activation="gelu")
         return pointwise((*maps, last), c5_weight, c5_bias), None
     channels, taps, outputs = weights.pw_weight.shape[0], weights.lora1_weight.shape[2], c5_weight.shape[0]

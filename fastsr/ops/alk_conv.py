@@ -182,7 +182,7 @@ def alk_conv(
     """
     _checks.feature_map("alk_conv", x)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
-    if backend := takes_packed("alk_conv", packed, x, *weights):
+    if packed is not None and (backend := takes_packed("alk_conv", packed, x, *weights)):
         channels, code = weights.pw_weight.shape[0], _checks.ACTIVATIONS.index(activation)
         if backend == "cpu":
             return torch.ops.fastsr.alk_conv_packed(x, packed, channels, eps, code)

@@ -104,6 +104,17 @@ def pack_bsconv(
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
     """
+    op = "pack_bsconv"
+    _checks.feature_map(op, pw_weight, "pw_weight")
+    k, c = pw_weight.shape[:2]
+    _checks.weight(op, pw_weight, pw_weight, "pw_weight", (k, c, 1, 1))
+    _checks.weight(op, pw_weight, dw_weight, "dw_weight", (k, 1, None, None))
+    _checks.weight(op, pw_weight, dw_bias, "dw_bias", (k,))
+    if (d_weight is None) != (d_bias is None):
+        raise InputError(f"{op}: only one of d_weight and d_bias is None; pass both or neither")
+    if d_weight is not None and d_bias is not None:
+        _checks.weight(op, pw_weight, d_weight, "d_weight", (None, c, 1, 1))
+        _checks.weight(op, pw_weight, d_bias, "d_bias", (d_weight.shape[0],))
     if not can_pack("bsconv", pw_weight) or dw_weight.shape[2:] != (3, 3):
         return None
     with torch.no_grad():

@@ -15,7 +15,7 @@ from fastsr import _cuda, _gelu
 from fastsr._dispatch import select
 from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._define import define_inference, empty_map, takes_packed
+from fastsr.ops._define import define_inference, empty_map, records, takes_packed
 from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
 
@@ -52,12 +52,11 @@ def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
     """The backend that runs both halves of these in one pass, or None."""
     x, d_weight, dw_weight = tensors[0], tensors[1], tensors[4]
     backend = select("bsconv", x)
-    if dw_weight.shape[2:] != (3, 3):
-        return None
+    if not all(isinstance(t, Tensor) for t in tensors) or dw_weight.shape[2:] != (3, 3):
+        return None  # `pointwise` and `bsconv` say what is wrong, if anything is
     if backend == "cuda" and max(x.shape[1], d_weight.shape[0]) <= MAX_CHANNELS:
         return backend
-    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return backend if backend == "cpu" and not records else None
+    return backend if backend == "cpu" and not records(*tensors) else None
 
 
 def bsconv_stage(
@@ -94,6 +93,7 @@ def bsconv_stage(
     backend = _fusing_backend(tensors)
     if backend is None:
         distilled = pointwise((x,), d_weight, d_bias, activation="gelu")
+        _checks.weight("bsconv_stage", x, dw_weight, "dw_weight", (c, 1, None, None))
         padding = dw_weight.shape[2] // 2
         return distilled, bsconv(x, pw_weight, dw_weight, dw_bias, padding=padding, shortcut=x, activation="gelu")
     _checks.weight("bsconv_stage", x, d_weight, "d_weight", (None, c, 1, 1))

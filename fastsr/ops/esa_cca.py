@@ -17,7 +17,7 @@ from fastsr.ops import _checks
 from fastsr.ops._define import empty_map, fuses_on_cuda, fuses_on_triton
 from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
 from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_size, esa
-from fastsr.reference import ESAWeights
+from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
@@ -38,19 +38,22 @@ _triton.define_fusion(
 )
 
 
-def fuses(x: Tensor, esa_weights: ESAWeights, du0_weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether `esa_cca` is one operator of CUDA C++ for x and these parameters."""
+def _fusing_backend(
+    x: Tensor, shortcut: Tensor, esa_weights: ESAWeights, parameters: tuple[Tensor | None, ...]
+) -> str | None:
+    """The backend in which these are one operator, or None."""
+    du0_weight, are_weights = parameters[0], isinstance(esa_weights, PlainESAWeights | BlueprintESAWeights)
+    if not are_weights or not isinstance(shortcut, Tensor) or not isinstance(du0_weight, Tensor):
+        return None  # `esa` and `cca_norm` say what is wrong
+    if shortcut.dtype != x.dtype:
+        return None  # under autocast, which leaves it to the addition to unite them
     channels, hidden, inner = x.shape[1], du0_weight.shape[0], esa_weights.conv1_weight.shape[0]
-    if channels > CUDA_MAX_CHANNELS or hidden > CUDA_MAX_HIDDEN or inner > MAX_INNER["cuda"]:
-        return False
-    return fuses_on_cuda("esa", x, *esa_weights, du0_weight, *others)
-
-
-def fuses_in_triton(x: Tensor, esa_weights: ESAWeights, *others: Tensor | None) -> bool:
-    """Whether it is one of Triton."""
-    if x.shape[1] > MAX_CHANNELS["triton"] or esa_weights.conv1_weight.shape[0] > MAX_INNER["triton"]:
-        return False
-    return fuses_on_triton("esa", x, *esa_weights, *others)
+    others = (shortcut, *esa_weights, *parameters)
+    fits = channels <= CUDA_MAX_CHANNELS and hidden <= CUDA_MAX_HIDDEN and inner <= MAX_INNER["cuda"]
+    if fits and fuses_on_cuda("esa", x, *others):
+        return "cuda"
+    fits = channels <= MAX_CHANNELS["triton"] and inner <= MAX_INNER["triton"]
+    return "triton" if fits and fuses_on_triton("esa", x, *others) else None
 
 
 def esa_cca(
@@ -86,14 +89,13 @@ def esa_cca(
     """
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     _checks.feature_map("esa_cca", x)
-    mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
-    cuda = not mixed and fuses(x, esa_weights, *parameters, shortcut)
-    if not cuda and (mixed or not fuses_in_triton(x, esa_weights, *parameters, shortcut)):
+    backend = _fusing_backend(x, shortcut, esa_weights, parameters)
+    if backend is None:
         return cca_norm(esa(x, esa_weights, conv2_padding=conv2_padding), shortcut, *parameters, eps=eps)
     check_size("esa_cca", x, esa_weights, conv2_padding)
     check_esa_weights("esa_cca", x, esa_weights)
     check_cca_weights("esa_cca", x, shortcut, *parameters)
-    if not cuda:
+    if backend == "triton":
         return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
     return torch.ops.fastsr._cuda_esa_cca(
         x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps, _gelu.code()

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsr import _native
 from fastsr._dispatch import current_backend, exporting
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map
+from fastsr.ops._define import define, empty_map, records
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.reference import Activation
@@ -68,10 +68,10 @@ define(
 )
 
 
-def _fuses(x: Tensor, records: bool, is_packed: bool) -> bool:
+def _fuses(x: Tensor, keeps: bool, is_packed: bool) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or not _native.CPU.loaded or exporting():
         return False
-    return current_backend() in ("auto", "cpu") and (records or not is_packed or x.numel() >= LARGE)
+    return current_backend() in ("auto", "cpu") and (keeps or not is_packed or x.numel() >= LARGE)
 
 
 def mixer_block(
@@ -112,8 +112,8 @@ def mixer_block(
     _checks.feature_map("mixer_block", x)
     c = x.shape[1]
     weights = (c1_weight, c1_bias, c2_weight, c2_bias, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
-    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights))
-    if not _fuses(x, records, packed[0] is not None):
+    keeps = records(x, *weights)
+    if not _fuses(x, keeps, packed[0] is not None):
         y = conv3x3_gelu(x, c1_weight, c1_bias, activation=activation, packed=packed[0])
         y = conv3x3_gelu(y, c2_weight, c2_bias, activation=activation, packed=packed[1])
         mix = (dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
@@ -123,5 +123,5 @@ def mixer_block(
         _checks.weight("mixer_block", x, bias, f"{name}_bias", (c,))
     _checks.mix_weights("mixer_block", x, *weights[4:])
     _checks.choice("mixer_block", activation, "activation", _checks.ACTIVATIONS)
-    y, _, _ = torch.ops.fastsr.mixer_block(x, *weights, _checks.ACTIVATIONS.index(activation), records)
+    y, _, _ = torch.ops.fastsr.mixer_block(x, *weights, _checks.ACTIVATIONS.index(activation), keeps)
     return y

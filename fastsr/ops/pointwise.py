@@ -91,6 +91,9 @@ def pack_pointwise(weight: Tensor, bias: Tensor) -> Tensor | None:
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
     """
+    _checks.feature_map("pack_pointwise", weight, "weight")
+    _checks.weight("pack_pointwise", weight, weight, "weight", (None, None, 1, 1))
+    _checks.weight("pack_pointwise", weight, bias, "bias", (weight.shape[0],))
     if not can_pack("pointwise", weight):
         return None
     with torch.no_grad():
@@ -134,8 +137,8 @@ def pointwise(
         InputError: no input, a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
-    if isinstance(inputs, Tensor) or len(inputs) == 0:
-        got = "a tensor" if isinstance(inputs, Tensor) else "empty"
+    if not isinstance(inputs, (list, tuple)) or len(inputs) == 0:
+        got = "empty" if isinstance(inputs, (list, tuple)) else f"a {type(inputs).__name__}"
         raise InputError(f"pointwise: inputs is {got}; pass a sequence of at least one map")
     head = inputs[0]
     for i, x in enumerate(inputs):
