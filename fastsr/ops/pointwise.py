@@ -138,7 +138,8 @@ def pointwise(
         BackendError: a backend is forced that cannot run this.
     """
     if not isinstance(inputs, (list, tuple)) or len(inputs) == 0:
-        got = "empty" if isinstance(inputs, (list, tuple)) else f"a {type(inputs).__name__}"
+        kind = "tensor" if isinstance(inputs, Tensor) else type(inputs).__name__
+        got = "empty" if isinstance(inputs, (list, tuple)) else f"a {kind}"
         raise InputError(f"pointwise: inputs is {got}; pass a sequence of at least one map")
     head = inputs[0]
     for i, x in enumerate(inputs):
