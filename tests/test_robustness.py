@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from fastsr import _dispatch
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 OPERATORS = tuple(BUILDERS)
+TASKS = Path("/proc/self/task")  # of Linux: a folder for each of a process's threads
 
 
 def operator_of(name: str) -> str:
@@ -126,7 +128,7 @@ def test_threads_may_be_raised_again_after_fork() -> None:
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc/self/task, which is not here")
+@pytest.mark.skipif(not TASKS.is_dir(), reason=f"counts threads in {TASKS}, which is not here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_kernels_make_threads_of_their_own_in_a_child_of_fork() -> None:
     """There are none of the parent's, for which a loop of torch's would wait for ever."""
@@ -135,9 +137,9 @@ def test_kernels_make_threads_of_their_own_in_a_child_of_fork() -> None:
 
     def body() -> bool:
         torch.set_num_threads(2)
-        before = len(os.listdir("/proc/self/task"))
+        before = len(list(TASKS.iterdir()))
         got = outputs_of(case, "cpu")
-        made = len(os.listdir("/proc/self/task")) - before
+        made = len(list(TASKS.iterdir())) - before
         torch.set_num_threads(1)  # for the comparison, which is torch's
         return made == 1 and torch.equal(*want, *got)
 
@@ -158,7 +160,7 @@ def test_threads_that_openmp_binds_are_used(variable: str) -> None:
         "with torch.no_grad(): y = case.function(*case.tensors.values())\n"
         "print(hashlib.sha256(y.numpy().tobytes()).hexdigest())"
     )
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, variable: "true", "PYTHONPATH": path}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
