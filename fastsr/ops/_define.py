@@ -17,6 +17,7 @@ from fastsr import _cuda, _native, _triton
 from fastsr._dispatch import can_run, current_backend, exporting, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
+from fastsr.ops._call import backward_caller, caller, records
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
@@ -30,8 +31,8 @@ def define(
     fake_backward: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-) -> None:
-    """Define `fastsr::op` and `fastsr::op_backward`.
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Define `fastsr::op` and `fastsr::op_backward`, and return a function that calls each (see _call.py).
 
     Args:
         op: the operator's name.
@@ -52,6 +53,7 @@ def define(
         )
 
     torch.library.register_autograd(f"fastsr::{op}_backward", double_backward, lib=LIB)
+    return caller(op, schema, setup_context, backward), backward_caller(f"{op}_backward")
 
 
 def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dict[str, Callable[..., Any]]) -> None:
@@ -91,11 +93,6 @@ def takes_packed(
     if backend == "cuda" and x.dtype != first.dtype:
         return None
     return backend if select(op, x) == backend else None
-
-
-def records(*values: Any) -> bool:
-    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks."""
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:

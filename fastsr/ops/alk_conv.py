@@ -86,7 +86,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.fastsr.alk_conv_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
+    gradients = _call_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
     return (*gradients, None, None)
 
 
@@ -95,7 +95,7 @@ BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})"
 )
 
-define(
+_call, _call_backward = define(
     "alk_conv",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -191,4 +191,4 @@ def alk_conv(
     check_weights("alk_conv", x, weights)
     if runs_on_reference("alk_conv", x, weights):
         return reference.alk_conv(x, weights, eps=eps, activation=activation)
-    return torch.ops.fastsr.alk_conv(x, *weights, eps, _checks.ACTIVATIONS.index(activation))
+    return _call(x, *weights, eps, _checks.ACTIVATIONS.index(activation))

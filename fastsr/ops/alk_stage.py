@@ -30,7 +30,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.fastsr.alk_stage_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
+    gradients = _call_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
     return (*gradients, None)
 
 
@@ -40,7 +40,7 @@ BACKWARD_SCHEMA = (
     f"float eps) -> ({', '.join(['Tensor'] * 12)})"
 )
 
-define(
+_call, _call_backward = define(
     "alk_stage",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -95,4 +95,4 @@ def alk_stage(
     _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
     if runs_on_reference("alk_stage", x, weights):
         return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
-    return torch.ops.fastsr.alk_stage(x, d_weight, d_bias, *weights, eps)
+    return _call(x, d_weight, d_bias, *weights, eps)

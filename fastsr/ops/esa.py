@@ -85,13 +85,13 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], int], output: T
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
     x, *weights = ctx.saved_tensors
-    return (*torch.ops.fastsr.esa_backward(grad, x, weights, ctx.conv2_padding), None)
+    return (*_call_backward(grad, x, weights, ctx.conv2_padding), None)
 
 
 SCHEMA = "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])"
 
-define(
+_call, _call_backward = define(
     "esa",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -172,6 +172,6 @@ def esa(
     if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     if not (overwrite and may_overwrite("esa", x, *weights)):
-        return torch.ops.fastsr.esa(x, list(weights), conv2_padding)
+        return _call(x, list(weights), conv2_padding)
     torch.ops.fastsr.esa_(x, list(weights), conv2_padding)
     return x

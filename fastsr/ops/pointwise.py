@@ -50,7 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, Tensor 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
     weight, bias, shortcut, *maps = ctx.saved_tensors
-    *gradients, d_shortcut = torch.ops.fastsr.pointwise_backward(grad, maps, weight, bias, shortcut, ctx.activation)
+    *gradients, d_shortcut = _call_backward(grad, maps, weight, bias, shortcut, ctx.activation)
     if not ctx.has_shortcut:
         return (*gradients, None, None)
     return (*gradients, d_shortcut if ctx.activation else grad, None)
@@ -62,7 +62,7 @@ BACKWARD_SCHEMA = (
     "-> (Tensor[], Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "pointwise",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -107,14 +107,12 @@ def _setup_kept(
 
 def _kept_backward(ctx: Any, grad: Tensor, _: None) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
     pre, weight, bias, *maps = ctx.saved_tensors
-    *gradients, d_shortcut = torch.ops.fastsr.pointwise_kept_backward(
-        grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation
-    )
+    *gradients, d_shortcut = _call_kept_backward(grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation)
     return (*gradients, d_shortcut if ctx.has_shortcut else None, None)
 
 
 # On the CPU and with autograd, where an activation follows: the second result is its argument, kept for the backward.
-define(
+_call_kept, _call_kept_backward = define(
     "pointwise_kept",
     SCHEMA.replace("-> Tensor", "-> (Tensor, Tensor)"),
     "(Tensor grad, Tensor pre, Tensor[] inputs, Tensor weight, Tensor bias, bool has_shortcut, int activation) "
@@ -223,8 +221,8 @@ def pointwise(
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
     if backend == "cpu" and code and records(*inputs, weight, bias, shortcut):
-        return torch.ops.fastsr.pointwise_kept(list(inputs), weight, bias, shortcut, code)[0]
-    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, code)
+        return _call_kept(list(inputs), weight, bias, shortcut, code)[0]
+    return _call(list(inputs), weight, bias, shortcut, code)
 
 
 def _check_shortcut(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> None:
