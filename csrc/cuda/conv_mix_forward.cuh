@@ -85,12 +85,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
     __syncwarp();
     if constexpr (Reduces) {
       float sum[ReduceWeights<M>::kLanePixels][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int c = lane % 4 * 4 + i;
-        sum[0][i] = c < a.inner ? a.conv1_bias[c] : 0.f;
-        sum[ReduceWeights<M>::kLanePixels - 1][i] = sum[0][i];
-      }
+      conv1.start(a.conv1_bias, a.inner, sum);
       conv1.multiply(own, own_mixed, sum);
       conv1.store(a.reduced, a.tiles, n, y0, x0, sum);
     }

@@ -39,12 +39,26 @@ struct ReduceWeights {
         uint32_t* to = reinterpret_cast<uint32_t*>(piece(i / 4)) + i % 4;
         if constexpr (kTensorCores) {
           const int word = i % 4, lane = i / 4 % 32;
-          const int output = lane / 8 * 4 + word / 2 * 2 + lane / 4 % 2,
-                    input = i / 128 * 16 + lane % 4 * 2 + word % 2 * 8;
+          const int output = lane / 8 * 4 + word / 2 * 2 + lane / 4 % 2;
+          const int input = i / 128 * 16 + lane % 4 * 2 + word % 2 * 8;
           *to = pack2<T>(at(output, input), at(output, input + 1));
         } else {
           *to = __float_as_uint(at(i % kReduced, i / kReduced));
         }
+      }
+    });
+  }
+
+  // Sums begin with the biases, for which float32 has no shared memory left. Without branches: the loads are on their
+  // way at once.
+  __device__ __forceinline__ static void start(const Parameter& p, int outputs, float (&sum)[kLanePixels][4]) {
+    p.typed([&](const auto* bias) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int c = threadIdx.x % 4 * 4 + i;
+        const float b = to_float(bias[min(c, outputs - 1)]);
+#pragma unroll
+        for (auto& pixel : sum) pixel[i] = c < outputs ? b : 0.f;
       }
     });
   }
