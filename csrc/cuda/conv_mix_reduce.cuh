@@ -2,8 +2,8 @@
 //
 //   reduced = W_1 y + b_1
 //
-// Its weights lie where there is memory left: in the 16 bytes behind every pixel of a tile, which keep pixels on
-// different banks. On sm_80 two CTAs would not fit with more, in float32 not even one elsewhere.
+// Its weights lie in the 16 bytes behind every pixel of the tiles, which keep pixels on different banks: in memory of
+// their own, two CTAs would not fit a multiprocessor of sm_80, and in float32 not one where there are 99 KB.
 #pragma once
 
 #include "conv_mix_tile.cuh"
