@@ -21,8 +21,10 @@ struct ReduceWeights {
   static constexpr int kPieces = kMixChannels * kReduced / kWideVector<T>, kPixels = M::kHaloPixels + 2 * M::kPixels;
   static constexpr int kBehind = kPieces > kPixels ? kPieces - kPixels : 0, kBytes = 16 * kBehind;  // behind the tiles
   static constexpr int kLanePixels = M::kOwn / 8;
+  static_assert(M::kPitch >= kMixChannels + kWideVector<T>);
   T* tiles;
 
+  // Their 16 bytes `i`.
   __device__ __forceinline__ T* piece(int i) const {
     if (kBehind > 0 && i >= kPixels) return tiles + kPixels * M::kPitch + (i - kPixels) * kWideVector<T>;
     return tiles + i * M::kPitch + kMixChannels;
