@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _gelu, reference
+from fastsr import _cuda, _gelu, reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
-from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
+from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, fits_cuda, runs_on_reference
 from fastsr.reference import ALKConvWeights
 
 
@@ -52,6 +52,7 @@ _call, _call_backward = define(
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
 register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+_cuda.limit("alk_stage", lambda *args: fits_cuda(*args[-10:-8]))  # the first of the convolution's, in both directions
 
 
 def alk_stage(
