@@ -1,7 +1,7 @@
 # make demo   upscale a photograph (WEIGHTS=checkpoint, OUT=folder)    make lint    ruff, mypy, clang-format
 # make test   run the tests (PYTEST_ARGS=...)                          make format  apply ruff and clang-format
 # make setup  only install, into .venv                                 make clean   remove what make created
-# make sanitize   the kernels' tests under ASan and UBSan
+# make sanitize   the kernels' tests under ASan and UBSan           make oldest-triton   compile by the oldest Triton
 # make bench-cpu  time fastsr against its peers (BENCH_ARGS=...)      make docs-performance  results into docs
 # make gpu-test   the tests that need a GPU      make gpu-check  build, test and measure on a GPU (OUT=folder, STEPS=...)
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NATIVE := $(shell find csrc -type f)
 SIMULATED := $(wildcard tests/cuda_sim/*.h tests/cuda_sim/*.cpp)
 
-.PHONY: setup demo test sanitize bench-cpu gpu-test gpu-check docs-performance lint format clean
+.PHONY: setup demo test sanitize oldest-triton bench-cpu gpu-test gpu-check docs-performance lint format clean
 
 setup: $(VENV)/.built
 
@@ -44,6 +44,14 @@ sanitize: setup
 	@LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest -p no:cacheprovider -q \
 	  -k 'not compile and not opcheck' $(PYTEST_ARGS) $(KERNEL_TESTS)
+
+# The kernels' language was narrower in the oldest Triton that is supported: every kernel is compiled by it once.
+OLDEST_TRITON := build/triton-3.6.0
+
+oldest-triton: setup
+	@test -d $(OLDEST_TRITON)/triton || $(subst --constraint constraints.txt,,$(PIP)) --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+	@PYTHONPATH=$(OLDEST_TRITON):. $(BIN)/python tests/triton_kernels/cubins.py $(OLDEST_TRITON)/cubins.json 90
+	@echo "fastsr: Triton 3.6.0 compiles every kernel"
 
 bench-cpu: setup
 	@$(PIP) pyyaml matplotlib jinja2 onnx onnxscript onnxruntime openvino

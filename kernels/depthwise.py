@@ -87,6 +87,53 @@ def depthwise_kernel(
 
 
 @triton.jit
+def filter_gradient(
+    g,
+    u,
+    p_part,
+    g_strides,
+    u_strides,
+    tiles,
+    pixels,
+    height,
+    width,
+    C: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    TAPS: tl.constexpr,
+    BIASED: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    BT: tl.constexpr,
+):
+    """The program's part of one filter's gradients [C, TAPS], behind them those of its biases."""
+    o_c = tl.program_id(2) * BC + tl.arange(0, BC)
+    m_c = (o_c < C)[None, None, :]
+    o_t = tl.arange(0, BT)
+    y_shift = (o_t // KW - KH // 2)[:, None, None]
+    x_shift = (o_t % KW - KW // 2)[:, None, None]
+    b_dw = tl.zeros([BT, BP, BC], tl.float32)
+    b_db = tl.zeros([BP, BC], tl.float32)
+    for i_tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        i_n, o_p, m_p = tile_of_image(i_tile, pixels, BP)
+        i_h = (o_p // width)[None, :, None] + y_shift
+        i_w = (o_p % width)[None, :, None] + x_shift
+        p_g = g + map_offsets(i_n, o_p, o_c, width, g_strides)
+        b_g = tl.load(p_g, mask=m_p[:, None] & (o_c < C)[None, :], other=0.0).to(tl.float32)
+        p_u = u + pixel_offsets(i_n, o_p, width, u_strides)[None, :, None] + o_c[None, None, :] * u_strides[1]
+        m_t = (o_t < TAPS)[:, None, None] & m_p[None, :, None]
+        m_t = m_t & (i_h >= 0) & (i_h < height) & (i_w >= 0) & (i_w < width)
+        b_u = tl.load(p_u + (y_shift * u_strides[2] + x_shift * u_strides[3]), mask=m_t & m_c, other=0.0)
+        b_dw += b_u.to(tl.float32) * b_g[None, :, :]
+        if BIASED:
+            b_db += b_g
+    p_dw = p_part + o_c[None, :] * TAPS + o_t[:, None]
+    tl.store(p_dw, tl.sum(b_dw, 1), mask=(o_t < TAPS)[:, None] & (o_c < C)[None, :])
+    if BIASED:
+        tl.store(p_part + C * TAPS + o_c, tl.sum(b_db, 0), mask=o_c < C)
+
+
+@triton.jit
 def depthwise_weight_gradient_kernel(
     gs,
     u,
@@ -107,34 +154,14 @@ def depthwise_weight_gradient_kernel(
     BC: tl.constexpr,
     BTS: tl.constexpr,
 ):
-    o_c = tl.program_id(2) * BC + tl.arange(0, BC)
-    m_c = (o_c < C)[None, None, :]
     p_part = partials + tl.program_id(0).to(tl.int64) * ROW
     first = 0
     for j in tl.static_range(len(KHS)):
         if tl.program_id(1) == j:
-            o_t = tl.arange(0, BTS[j])
-            y_shift = (o_t // KWS[j] - KHS[j] // 2)[:, None, None]
-            x_shift = (o_t % KWS[j] - KWS[j] // 2)[:, None, None]
-            b_dw = tl.zeros([BTS[j], BP, BC], tl.float32)
-            b_db = tl.zeros([BP, BC], tl.float32)
-            for i_tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-                i_n, o_p, m_p = tile_of_image(i_tile, pixels, BP)
-                i_h = (o_p // width)[None, :, None] + y_shift
-                i_w = (o_p % width)[None, :, None] + x_shift
-                p_g = gs[j] + map_offsets(i_n, o_p, o_c, width, g_strides[j])
-                b_g = tl.load(p_g, mask=m_p[:, None] & (o_c < C)[None, :], other=0.0).to(tl.float32)
-                p_u = u + pixel_offsets(i_n, o_p, width, u_strides)[None, :, None] + o_c[None, None, :] * u_strides[1]
-                m_t = (o_t < TAPS[j])[:, None, None] & m_p[None, :, None]
-                m_t = m_t & (i_h >= 0) & (i_h < height) & (i_w >= 0) & (i_w < width)
-                b_u = tl.load(p_u + (y_shift * u_strides[2] + x_shift * u_strides[3]), mask=m_t & m_c, other=0.0)
-                b_dw += b_u.to(tl.float32) * b_g[None, :, :]
-                if BIASED:
-                    b_db += b_g
-            p_dw = p_part + first + o_c[None, :] * TAPS[j] + o_t[:, None]
-            tl.store(p_dw, tl.sum(b_dw, 1), mask=(o_t < TAPS[j])[:, None] & (o_c < C)[None, :])
-            if BIASED:
-                tl.store(p_part + first + C * TAPS[j] + o_c, tl.sum(b_db, 0), mask=o_c < C)
+            filter_gradient(
+                gs[j], u, p_part + first, g_strides[j], u_strides, tiles, pixels, height, width,
+                C, KHS[j], KWS[j], TAPS[j], BIASED, BP, BC, BTS[j],
+            )  # fmt: skip
         first += C * TAPS[j] + (C if BIASED else 0)
 
 

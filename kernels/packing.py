@@ -26,16 +26,26 @@ HALO = tl.constexpr(8)  # 16 bytes, so that loads stay aligned
 SPAN = tl.constexpr(32)  # a tile's side with its halos
 MATRICES = 5  # H, the three of S, V
 
+# A packing as constants in a row, for Triton 3.6 knows no tuples of tuples: kind, programs, C, CP, BC, FLIP, how many
+# sizes, and the sizes.
+FACTS = tl.constexpr(7)
+MOST_SIZES = 9
+WIDTH = tl.constexpr(FACTS.value + MOST_SIZES)
+
 
 @triton.jit
-def pack_rows(i_row, sources, to, SIZES: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BC: tl.constexpr):
+def pack_rows(
+    i_row, sources, to, PACKINGS: tl.constexpr, SIZES: tl.constexpr, COUNT: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """SIZES: where in PACKINGS the COUNT sizes begin."""
     o_c = tl.arange(0, BC)
     first = 0
-    for i in tl.static_range(len(SIZES)):
-        if (i_row >= first) & (i_row < first + SIZES[i]):
-            b_w = tl.load(sources[i] + o_c * SIZES[i] + (i_row - first), mask=o_c < C, other=0.0).to(tl.float32)
-            tl.store(to + i_row * CP + o_c, b_w, mask=o_c < CP)
-        first += SIZES[i]
+    for i in tl.static_range(COUNT):
+        if (i_row >= first) & (i_row < first + PACKINGS[SIZES + i]):
+            p_w = sources[i] + o_c * PACKINGS[SIZES + i] + (i_row - first)
+            tl.store(to + i_row * CP + o_c, tl.load(p_w, mask=o_c < C, other=0.0).to(tl.float32), mask=o_c < CP)
+        first += PACKINGS[SIZES + i]
 
 
 @triton.jit
@@ -70,21 +80,21 @@ def pack_bands(i_program, sources, to, T: tl.constexpr, C: tl.constexpr, CP: tl.
 
 @triton.jit
 def pack(i_program, sources, destinations, PACKINGS: tl.constexpr):
-    """The program's part of all packings, which are (kind, programs, sizes, C, CP, BC, FLIP) each."""
+    """The program's part of all packings."""
     first = 0
-    for i in tl.static_range(len(PACKINGS)):
-        if (i_program >= first) & (i_program < first + PACKINGS[i][1]):
-            if PACKINGS[i][0] == ROWS:
+    for i in tl.static_range(len(PACKINGS) // WIDTH):
+        if (i_program >= first) & (i_program < first + PACKINGS[i * WIDTH + 1]):
+            if PACKINGS[i * WIDTH] == ROWS:
                 pack_rows(
-                    i_program - first, sources[i], destinations[i],
-                    PACKINGS[i][2], PACKINGS[i][3], PACKINGS[i][4], PACKINGS[i][5],
+                    i_program - first, sources[i], destinations[i], PACKINGS, i * WIDTH + FACTS,
+                    PACKINGS[i * WIDTH + 6], PACKINGS[i * WIDTH + 2], PACKINGS[i * WIDTH + 3], PACKINGS[i * WIDTH + 4],
                 )  # fmt: skip
             else:
                 pack_bands(
-                    i_program - first, sources[i], destinations[i],
-                    PACKINGS[i][2][0], PACKINGS[i][3], PACKINGS[i][4], PACKINGS[i][6],
+                    i_program - first, sources[i], destinations[i], PACKINGS[i * WIDTH + FACTS],
+                    PACKINGS[i * WIDTH + 2], PACKINGS[i * WIDTH + 3], PACKINGS[i * WIDTH + 5],
                 )  # fmt: skip
-        first += PACKINGS[i][1]
+        first += PACKINGS[i * WIDTH + 1]
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,12 @@ class Packing:
     flip: bool = False
 
     @property
-    def constants(self) -> tuple[int | tuple[int, ...], ...]:
-        padded = self.to.shape[1]
-        return self.kind, self.programs, self.sizes, self.sources[0].shape[0], padded, block(padded), int(self.flip)
+    def constants(self) -> tuple[int, ...]:
+        """What `pack` knows of it, WIDTH numbers."""
+        assert len(self.sizes) <= MOST_SIZES
+        padded, channels = self.to.shape[1], self.sources[0].shape[0]
+        facts = (self.kind, self.programs, channels, padded, block(padded), int(self.flip), len(self.sizes))
+        return (*facts, *self.sizes, *(0,) * (MOST_SIZES - len(self.sizes)))
 
 
 def rows(u: Tensor, parameters: Sequence[Tensor]) -> Packing:

@@ -225,8 +225,9 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output], packings: Sequence[
         tuple(o.y for o in outputs),
         tuple(strides(x) for x in xs),
         tuple(m.stride() for m in matrices),
-        tuple(None if s is None else strides(s) for s in shortcuts),
-        tuple(None if g is None else strides(g) for g in grads),
+        # A map that is not there has the strides of y: Triton 3.6 cannot tell None from a tuple within a tuple.
+        tuple(strides(o.y if o.shortcut is None else o.shortcut) for o in outputs),
+        tuple(strides(o.y if o.grad is None else o.grad) for o in outputs),
         tuple(strides(o.y) for o in outputs),
         h * w,
         w,
@@ -237,7 +238,7 @@ def product(xs: Sequence[Tensor], outputs: Sequence[Output], packings: Sequence[
         OUTPUTS=channels,
         FORMS=tuple(o.form for o in outputs),
         PRECISION=dot_precision(first),
-        PACKINGS=tuple(p.constants for p in packings),
+        PACKINGS=tuple(number for p in packings for number in p.constants),
         PACKERS=packers,
         **config,
     )

@@ -1,10 +1,12 @@
 """Compiles the kernels for GPUs that need not be there, and counts what came out.
 
     python tests/triton_kernels/cubins.py report.json      # the counts of every case (cubin_cases.py)
+    python tests/triton_kernels/cubins.py report.json 90   # for one architecture
     python tests/triton_kernels/cubins.py --write-baseline # keeps them as tests/triton_kernels/baseline.json
 
-The launchers run on tensors without memory; in place of a launch, the kernel is compiled with the arguments'
-specialisation for each architecture, and Triton's own cuobjdump disassembles it. Must run without TRITON_INTERPRET.
+The launchers run on tensors without memory, with a driver that names a GPU and has none. In place of a launch Triton
+does all that comes before one: it specialises the arguments and compiles; its own cuobjdump disassembles what comes
+out. Must run without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -19,17 +21,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where this is a program
 
 import sass
 
 BASELINE = Path(__file__).with_name("baseline.json")
-POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-POINTERS[torch.int32] = "*i32"
-ALIGNED = [["tt.divisibility", 16]]
-
 # Of a program, where its tile does not say so; 256 pixels of a quarter of the channels are 64.
 PIXELS = {
     "alk_toeplitz.mix_kernel": 256,
@@ -37,46 +33,23 @@ PIXELS = {
     "alk_toeplitz_backward.weight_gradient_kernel": 64,
 }
 
-Signature = str | tuple[Any, ...]
 
+class NoDriver:
+    """What Triton asks a GPU's driver before it launches."""
 
-def specialise(value: Any, path: tuple[int, ...], constants: dict[Any, Any], attributes: dict[Any, Any]) -> Signature:
-    """The type of an argument as Triton would specialise it, adding to `constants` and `attributes`."""
-    if isinstance(value, tuple):
-        return tuple(specialise(v, (*path, i), constants, attributes) for i, v in enumerate(value))
-    if value is None or (isinstance(value, int) and value == 1):
-        constants[path] = value
-        return "constexpr"
-    if isinstance(value, torch.Tensor):
-        attributes[path] = ALIGNED
-        return POINTERS[value.dtype]
-    if isinstance(value, int):
-        if value % 16 == 0:
-            attributes[path] = ALIGNED
-        return "i32" if -(2**31) <= value < 2**31 else "i64"
-    assert isinstance(value, float), value
-    return "fp32"
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
 
-def compiled(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any], capability: int) -> Any:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+        return GPUTarget("cuda", self.capability, 32)
 
-    names = [p.name for p in kernel.params]
-    given = dict(zip(names, arguments, strict=False))
-    given.update({k: v for k, v in constants.items() if k in names})
-    options = {k: v for k, v in constants.items() if k not in names}
-    signature: dict[str, Signature] = {}
-    values: dict[Any, Any] = {}
-    attributes: dict[Any, Any] = {}
-    for i, parameter in enumerate(kernel.params):
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            values[(i,)] = given[parameter.name]
-        else:
-            signature[parameter.name] = specialise(given[parameter.name], (i,), values, attributes)
-    source = ASTSource(kernel, signature, values, attributes)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True, **options})
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
 
 
 def measure(binary: Any, elements: int) -> dict[str, Any]:
@@ -93,10 +66,12 @@ def measure(binary: Any, elements: int) -> dict[str, Any]:
 def report(task: tuple[int, int]) -> dict[str, Any]:
     """All launches of one case for one architecture, by "case/file.kernel/sm_90"."""
     from cubin_cases import CASES
+    from triton.runtime.driver import driver
 
     from fastsr.kernels import launch
 
     index, capability = task
+    driver.set_active(NoDriver(capability))
     case = CASES[index]
     module = importlib.import_module(f"fastsr.kernels.{case.operator}")
     results: dict[str, Any] = {}
@@ -107,7 +82,8 @@ def report(task: tuple[int, int]) -> dict[str, Any]:
         key = f"{name}{f'#{same + 1}' if same else ''}/sm_{capability}"
         pixels = PIXELS.get(name.split("/")[1], constants.get("BP", constants.get("BM", 1)))
         elements = pixels * case.channels
-        results[key] = measure(compiled(kernel, arguments, constants, capability), elements)
+        binary = kernel.warmup(*arguments, grid=grid, enable_fp_fusion=True, **constants)
+        results[key] = measure(binary, elements)
 
     with patch.object(launch, "_run", run), patch.object(launch, "architecture", lambda _: f"sm_{capability}"):
         case.run(module)
@@ -115,10 +91,10 @@ def report(task: tuple[int, int]) -> dict[str, Any]:
     return results
 
 
-def report_all() -> dict[str, Any]:
+def report_all(only: set[int]) -> dict[str, Any]:
     from cubin_cases import CASES
 
-    tasks = [(i, capability) for i, case in enumerate(CASES) for capability in case.architectures]
+    tasks = [(i, sm) for i, case in enumerate(CASES) for sm in case.architectures if not only or sm in only]
     with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         return {key: value for results in pool.map(report, tasks) for key, value in results.items()}
 
@@ -126,6 +102,7 @@ def report_all() -> dict[str, Any]:
 if __name__ == "__main__":
     import triton
 
-    counts = {"triton": triton.__version__, "kernels": dict(sorted(report_all().items()))}
-    to = BASELINE if sys.argv[1:] == ["--write-baseline"] else Path(sys.argv[1])
+    file, *only = sys.argv[1:]
+    counts = {"triton": triton.__version__, "kernels": dict(sorted(report_all({int(sm) for sm in only}).items()))}
+    to = BASELINE if file == "--write-baseline" else Path(file)
     to.write_text(json.dumps(counts, indent=1) + "\n")
