@@ -11,9 +11,10 @@ import types
 
 import pytest
 import torch
+from kernel_checks import float32_precision
 
 import fastsr
-from fastsr import _cuda, _dispatch, _native, ops
+from fastsr import _cuda, _device, _dispatch, _native, ops
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -108,6 +109,36 @@ def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
         run(x, 1)
     assert calls == [("cuda", "alk_conv", (x, 1, 0)), ("triton", "alk_conv", (x, 1)), ("cuda", "alk_conv", (x, 1, 2))]
+
+
+@pytest.mark.parametrize("allowed", (False, True))
+def test_tf32_is_an_argument_of_the_call(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """Of the operators that know it, forward and backward."""
+    calls = []
+    names = ("_cuda_pointwise", "_cuda_pointwise_backward", "_cuda_alk_conv")
+    fakes = {name: lambda *args, name=name: calls.append((name, args[1:])) for name in names}
+    monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(**fakes))
+    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: None)
+    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    monkeypatch.setattr(_cuda._device, "allows_tf32", lambda x: allowed)
+    for name in names:
+        name = name.removeprefix("_cuda_")
+        _cuda._operator(name.removesuffix("_backward"), name)(torch.empty(1, 8, 2, 2), torch.empty(8, 8, 1, 1))
+    assert [args[-1] for _, args in calls[:2]] == [allowed, allowed]
+    assert [len(args) for _, args in calls] == [3, 3, 2]
+
+
+def test_tf32_is_allowed_where_pytorch_s_convolutions_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1)
+    with float32_precision("tf32"):
+        assert not _device.allows_tf32(x)  # on the CPU
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        assert _device.allows_tf32(x)
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        assert not _device.allows_tf32(x)
+        monkeypatch.setattr(torch.version, "hip", None)
+    with float32_precision("ieee"):
+        assert not _device.allows_tf32(x)
 
 
 def test_environment_forces_the_backend() -> None:

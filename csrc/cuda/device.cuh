@@ -29,7 +29,7 @@ __device__ __forceinline__ float to_float(BFloat16 x) { return __bfloat162float(
 template <class T>
 __device__ __forceinline__ T from_float(float x) {
   if constexpr (sizeof(T) == 4)
-    return x;
+    return T{x};
   else if constexpr (__is_same(T, Half))
     return __float2half_rn(x);
   else

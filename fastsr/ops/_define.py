@@ -195,13 +195,17 @@ def register_cuda(
     schema: str,
     backward_schema: str,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16),
+    tf32: bool = False,
 ) -> None:
-    """Announce the CUDA C++ kernels of `op` for feature maps of `dtypes`; the schemas are those of `define`."""
+    """Announce the CUDA C++ kernels of `op` for feature maps of `dtypes`; the schemas are those of `define`.
+
+    With `tf32` they multiply float32 in TF32 where that is allowed.
+    """
 
     def can_run(x: Tensor) -> str | None:
         return _cuda.reason_against(x, dtypes)
 
     register(op, "cuda", can_run)
-    _cuda.define(op, schema)
-    _cuda.define(f"{op}_backward", backward_schema)
+    _cuda.define(op, schema, tf32)
+    _cuda.define(f"{op}_backward", backward_schema, tf32)
     _cuda.route(op)

@@ -72,7 +72,7 @@ define(
 )
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
-register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 define_packed(
     "pointwise",
     "(Tensor weight, Tensor bias) -> Tensor",

@@ -52,7 +52,7 @@ inline uint32_t to_tf32(float x) {
 template <class T>
 T from_float(float x) {
   if constexpr (sizeof(T) == 4)
-    return x;
+    return T{x};
   else if constexpr (std::is_same_v<T, Half>)
     return {half_bits(x)};
   else

@@ -1,0 +1,37 @@
+// Tf32 as a kernel's number type: float32 maps whose products may be of TF32, on the tensor cores.
+#pragma once
+
+#include "map.cuh"
+
+namespace fastsr::cuda {
+
+struct Tf32 {  // in memory as float is
+  float value;
+};
+__device__ __forceinline__ float to_float(Tf32 x) { return x.value; }
+
+// In float32 proper, products are FMAs.
+template <class T>
+constexpr bool kTensorCores = !__is_same(T, float);
+
+// Two words of every row: K = 16 in 16 bits, 8 in TF32.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
+  if constexpr (__is_same(T, Tf32))
+    mma_tf32(d, a0, a1, a2, a3, b0, b1);
+  else
+    mma_k16<T>(d, a0, a1, a2, a3, b0, b1);
+}
+
+// As a product takes what was loaded.
+template <class T>
+__device__ __forceinline__ Eight<T> for_product(Eight<T> e) {
+  if constexpr (__is_same(T, Tf32)) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) e.word[i] = to_tf32(__uint_as_float(e.word[i]));
+  }
+  return e;
+}
+
+}  // namespace fastsr::cuda
