@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, current_backend, exporting, register, select
+from fastsr._dispatch import FIRST_IN_TF32, can_run, current_backend, exporting, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
 
@@ -107,9 +107,12 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
 def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
     """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
 
-    Where no backend is forced that goes before what is tried first for the operators themselves.
+    Where no backend is forced that goes before what is tried first for the operators themselves, but not before Triton
+    for operators that FMAs bind and TF32 frees (`FIRST_IN_TF32`).
     """
-    return _fuses_on("cuda", op, x, *others)
+    if not _fuses_on("cuda", op, x, *others):
+        return False
+    return op not in FIRST_IN_TF32 or current_backend() != "auto" or select(op, x) == "cuda"
 
 
 def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:
