@@ -55,7 +55,7 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
       if constexpr (!Ahead) fetch(c);
       Eight<T> a[Pixels];
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p) a[p] = for_product(next[p]);
+      for (int p = 0; p < Pixels; ++p) a[p] = next[p], for_product<T>(a[p].word);
       if (Ahead && c + kBlock < in.channels) fetch(c + kBlock);
 #pragma unroll
       for (int block = 0; block < Blocks; ++block) {
@@ -122,7 +122,8 @@ __device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsig
   const int lane = threadIdx.x % 32, t = lane % 4;
   if constexpr (kTensorCores<T>) {
     const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 2 * kSteps<T> * 32 + lane;
-    const Eight<T> first = for_product(a[0]), second = for_product(a[1]);
+    Eight<T> first = a[0], second = a[1];
+    for_product<T>(first.word), for_product<T>(second.word);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float d[4] = {out[0][2 * i], out[0][2 * i + 1], out[1][2 * i], out[1][2 * i + 1]};

@@ -24,14 +24,13 @@ __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
     mma_k16<T>(d, a0, a1, a2, a3, b0, b1);
 }
 
-// As a product takes what was loaded.
-template <class T>
-__device__ __forceinline__ Eight<T> for_product(Eight<T> e) {
+// Makes of words of T, as they were loaded, what products take.
+template <class T, int Words>
+__device__ __forceinline__ void for_product(uint32_t (&word)[Words]) {
   if constexpr (__is_same(T, Tf32)) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) e.word[i] = to_tf32(__uint_as_float(e.word[i]));
+    for (int i = 0; i < Words; ++i) word[i] = to_tf32(__uint_as_float(word[i]));
   }
-  return e;
 }
 
 }  // namespace fastsr::cuda

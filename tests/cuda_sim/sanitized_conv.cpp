@@ -43,9 +43,10 @@ void check(cudaError_t error) {
   if (error) std::puts(error), std::exit(2);
 }
 
-void run_conv3x3(int64_t dtype, int64_t rows) {
+void run_conv3x3(int64_t dtype, int64_t rows, int64_t tf32) {
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   Conv3x3Call call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.activation = kGelu;
   call.weight = memory.elements(kK * kC * 9), call.bias = memory.elements(kK);
@@ -110,8 +111,9 @@ void run_upsample(int64_t dtype) {
 }  // namespace
 
 int main(int count, char**) {
+  run_conv3x3(kFloat32, count > 1 ? kH + 1 : kH, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
-    run_conv3x3(dtype, count > 1 ? kH + 1 : kH);
+    run_conv3x3(dtype, count > 1 ? kH + 1 : kH, 0);
     run_conv_mix(dtype);
     run_bsconv(dtype, kC);
     run_bsconv(dtype, kK);

@@ -29,12 +29,20 @@ def pointwise(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
     return ops.pointwise(maps, w, b, activation=activation)
 
 
+def conv3x3(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
+    return ops.conv3x3_gelu(x, w, b, activation=activation)
+
+
 CASES: tuple[Case, ...] = (
     (pointwise, (1, 64, 9, 13), (64, 64, 1, 1), 0),
     (pointwise, (2, 33, 17, 16), (58, 33, 1, 1), 0),
     (pointwise, (1, 7, 1, 1), (100, 7, 1, 1), 0),
     (pointwise, (1, 130, 4, 2), (5, 130, 1, 1), 0),
     (pointwise, (2, 512, 3, 5), (64, 512, 1, 1), 0),
+    (conv3x3, (1, 58, 9, 18), (58, 58, 3, 3), 1),
+    (conv3x3, (2, 3, 17, 16), (12, 3, 3, 3), 1),
+    (conv3x3, (1, 70, 5, 3), (65, 70, 3, 3), 1),
+    (conv3x3, (1, 1, 1, 1), (16, 1, 3, 3), 1),
 )
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}")
 
@@ -93,7 +101,7 @@ def test_errors_are_what_rounding_the_operands_allows(case: Case, activation: st
         assert (error <= bound).all(), f"result {i}: {(error / bound).max().item():.2f} of what is allowed"
 
 
-@pytest.mark.parametrize("case", CASES[1::4], ids=lambda case: case[0].__name__)
+@pytest.mark.parametrize("case", CASES[1::5], ids=lambda case: case[0].__name__)
 @pytest.mark.parametrize("layout", kc.LAYOUTS)
 def test_layouts(case: Case, layout: str) -> None:
     inputs, grad = tensors(case, layout)
@@ -120,7 +128,7 @@ def test_without_the_flag_float32_is_exact_and_with_it_the_bias_s_gradient_is(ca
         assert difference > 1e-3, "TF32 changes nothing"
 
 
-@pytest.mark.parametrize("case", CASES[1::4], ids=lambda case: case[0].__name__)
+@pytest.mark.parametrize("case", CASES[1::5], ids=lambda case: case[0].__name__)
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
 def test_half_precision_knows_no_tf32(case: Case, dtype: torch.dtype) -> None:
     inputs, grad = tensors(case, dtype=dtype)
