@@ -119,19 +119,18 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
 template <class T>
 __device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsigned char* packed, int inputs, int chunk,
                                              float (&out)[2][8]) {
+  static_assert(!__is_same(T, Tf32), "not written for it: no kernel in TF32 needs it yet");
   const int lane = threadIdx.x % 32, t = lane % 4;
-  if constexpr (kTensorCores<T>) {
-    const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 2 * kSteps<T> * 32 + lane;
-    Eight<T> first = a[0], second = a[1];
-    for_product<T>(first.word), for_product<T>(second.word);
+  if constexpr (sizeof(T) == 2) {
+    const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 4 * 32 + lane;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float d[4] = {out[0][2 * i], out[0][2 * i + 1], out[1][2 * i], out[1][2 * i + 1]};
 #pragma unroll
-      for (int step = 0; step < kSteps<T>; ++step) {
+      for (int step = 0; step < 2; ++step) {
         const uint4 b = w[(2 * step + i / 2) * 32];
-        mma<T>(d, first.word[2 * step], second.word[2 * step], first.word[2 * step + 1], second.word[2 * step + 1],
-               i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+        mma_k16<T>(d, a[0].word[2 * step], a[1].word[2 * step], a[0].word[2 * step + 1], a[1].word[2 * step + 1],
+                   i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
       }
       out[0][2 * i] = d[0], out[0][2 * i + 1] = d[1], out[1][2 * i] = d[2], out[1][2 * i + 1] = d[3];
     }

@@ -11,7 +11,7 @@ import simulator
 import torch
 from tf32_checks import activate, bounds, just_below
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pixel_unshuffle
 
 import fastsr
 from fastsr import ops
@@ -33,6 +33,12 @@ def conv3x3(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
     return ops.conv3x3_gelu(x, w, b, activation=activation)
 
 
+def upsample(x: Tensor, w: Tensor, b: Tensor, activation: str) -> Tensor:
+    """With the result in the order of the convolution's channels, to which the activation is applied here."""
+    scale = 2 if w.shape[0] % 9 else 3
+    return activate(pixel_unshuffle(ops.upsample(x, w, b, None, scale=scale), scale), activation)
+
+
 CASES: tuple[Case, ...] = (
     (pointwise, (1, 64, 9, 13), (64, 64, 1, 1), 0),
     (pointwise, (2, 33, 17, 16), (58, 33, 1, 1), 0),
@@ -43,6 +49,8 @@ CASES: tuple[Case, ...] = (
     (conv3x3, (2, 3, 17, 16), (12, 3, 3, 3), 1),
     (conv3x3, (1, 70, 5, 3), (65, 70, 3, 3), 1),
     (conv3x3, (1, 1, 1, 1), (16, 1, 3, 3), 1),
+    (upsample, (1, 58, 9, 18), (12, 58, 3, 3), 1),
+    (upsample, (2, 20, 5, 17), (27, 20, 3, 3), 1),
 )
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}")
 
