@@ -36,7 +36,7 @@ OPERATORS = (
     "upsample",
 )
 # Functions of fastsr.ops that are one operator in some backend and several of these elsewhere.
-FUSIONS = ("alk_condense", "bsconv_stage", "esa_cca", "mixer_block")
+FUSIONS = ("alk_condense", "bsconv_stage", "conv_mix_reduce", "esa_cca", "mixer_block")
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 
@@ -49,11 +49,12 @@ FIRST_ON_GPU: dict[str, tuple[str, str]] = {
 }
 FIRST_BY_DEFAULT = ("triton", "not measured")
 # Beside it for float32 where TF32 is allowed: Triton's products are then of TF32, those of these operators' CUDA C++
-# kernels FMAs, whose 64 to 96 per element take longer than its bytes.
+# kernels FMAs, whose 64 to 144 per element take longer than its bytes.
 FIRST_IN_TF32: dict[str, tuple[str, str]] = {
     "alk_conv": ("triton", "not measured"),
     "alk_stage": ("triton", "not measured"),
     "bsconv": ("triton", "not measured"),
+    "conv_mix": ("triton", "not measured"),
 }
 
 CanRun = Callable[[Tensor], "str | None"]
@@ -161,6 +162,11 @@ def first_on_gpu(op: str, x: Tensor) -> tuple[str, str]:
     if op in FIRST_IN_TF32 and in_tf32(x):
         return FIRST_IN_TF32[op]
     return FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
+
+
+def left_to_triton(op: str, x: Tensor) -> bool:
+    """Whether TF32 leads fusions with `op` from CUDA C++ to Triton, as it leads `op` itself."""
+    return _forced == "auto" and op in FIRST_IN_TF32 and in_tf32(x) and can_run(op, "triton", x) is None
 
 
 def candidates(op: str, x: Tensor) -> tuple[str, ...]:

@@ -67,8 +67,8 @@ CUDA = _load("_ops_cuda")
 CPU_ISA = _choose_cpu_isa()
 _limit_cpu_cache()
 
-# A forked child has torch's record of its threads but not the threads, and waits for them in vain in its first parallel
-# loop, torch's own or a kernel's. On one thread nothing waits; torch.set_num_threads asks for more again.
+# A forked child has torch's record of its threads but not the threads, and waits for them in vain in torch's first
+# parallel loop. On one thread nothing waits; torch.set_num_threads asks for more again.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 

@@ -15,6 +15,7 @@ from kernel_checks import float32_precision
 
 import fastsr
 from fastsr import _cuda, _device, _dispatch, _native, ops
+from fastsr.ops.alk_conv import runs_on_reference
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +129,8 @@ def test_a_fusion_of_such_an_operator_is_left_to_triton_too(monkeypatch: pytest.
 
 def test_operators_that_know_tf32_need_no_entry_for_it() -> None:
     cuda_first = {op for op, (first, _) in _dispatch.FIRST_ON_GPU.items() if first == "cuda"}
-    assert cuda_first - _cuda._in_tf32 == set(_dispatch.FIRST_IN_TF32)
+    assert cuda_first - _cuda._in_tf32 <= set(_dispatch.FIRST_IN_TF32)
+    assert not _cuda._in_tf32 & set(_dispatch.FIRST_IN_TF32)
 
 
 def test_the_precision_is_no_obstacle_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +151,9 @@ def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatc
     """Of the function under an operator's CUDA key, without a GPU."""
     calls = []
     monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append(("triton", name, args)))
-    fake_ops = types.SimpleNamespace(_cuda_alk_conv=lambda *args: calls.append(("cuda", "alk_conv", args)))
+    fake_ops = types.SimpleNamespace(_cuda_pixel_norm=lambda *args: calls.append(("cuda", "pixel_norm", args)))
     monkeypatch.setattr(torch.ops, "fastsr", fake_ops)
-    run = _cuda._operator("alk_conv", "alk_conv")
+    run = _cuda._operator("pixel_norm", "pixel_norm")
     x = torch.empty(1)
     for name in ("cuda", "triton"):
         monkeypatch.setattr(_cuda, "select", lambda op, first, name=name: name)
@@ -159,14 +161,18 @@ def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatc
     with fastsr.set_gelu("fast"):
         monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
         run(x, 1)
-    assert calls == [("cuda", "alk_conv", (x, 1, 0)), ("triton", "alk_conv", (x, 1)), ("cuda", "alk_conv", (x, 1, 2))]
+    assert calls == [
+        ("cuda", "pixel_norm", (x, 1, 0)),
+        ("triton", "pixel_norm", (x, 1)),
+        ("cuda", "pixel_norm", (x, 1, 2)),
+    ]
 
 
 @pytest.mark.parametrize("allowed", (False, True))
 def test_tf32_is_an_argument_of_the_call(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
     """Of the operators that know it, forward and backward."""
     calls = []
-    names = ("_cuda_pointwise", "_cuda_pointwise_backward", "_cuda_alk_conv")
+    names = ("_cuda_pointwise", "_cuda_pointwise_backward", "_cuda_pixel_norm")
     fakes = {name: lambda *args, name=name: calls.append((name, args[1:])) for name in names}
     monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(**fakes))
     monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: None)
@@ -263,3 +269,42 @@ def test_what_cuda_cannot_take_is_left_to_triton_or_the_reference(monkeypatch: p
     assert _dispatch.instead_of_cuda("bsconv", x, "the test says so") == "reference"
     with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="the test says so"):
         _dispatch.instead_of_cuda("bsconv", x, "the test says so")
+
+
+@pytest.mark.parametrize("name", ("alk_conv", "alk_conv_backward", "alk_stage", "alk_stage_backward"))
+def test_convolutions_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    op, calls = name.removesuffix("_backward"), []
+    arguments = getattr(torch.ops.fastsr, name).default._schema.arguments
+    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
+    kernels = types.SimpleNamespace(**{f"_cuda_{name}": lambda *args: calls.append("cuda")})
+    monkeypatch.setattr(torch.ops, "fastsr", kernels)
+    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    run = _cuda._operator(op, name)
+    for channels, taps in ((128, 33), (129, 33), (128, 35)):
+        sizes = {"pw_weight": (channels, 4, 1, 1), "lora1_weight": (channels, 1, taps, 1), "eps": (), "activation": ()}
+        run(*(torch.empty(sizes.get(argument.name, (1, 200))) for argument in arguments))
+    assert calls == ["cuda", "triton", "triton"]
+
+
+def test_which_backend_takes_convolutions_that_cuda_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton if it is there and can, else the reference."""
+    x = torch.empty(1, 4, 2, 2)
+
+    def weights(channels: int, taps: int) -> ops.ALKConvWeights:
+        vector, across = torch.empty(channels), torch.empty(channels, 1, 1, taps)
+        down, small = torch.empty(channels, 1, taps, 1), torch.empty(channels, 1, 3, 3)
+        return ops.ALKConvWeights(
+            torch.empty(channels, 4, 1, 1), down, vector, across, vector, small, vector, vector, vector
+        )
+
+    monkeypatch.setattr(sys.modules["fastsr.ops.alk_conv"], "select", lambda op, x: "cuda")
+    for op in ("alk_conv", "alk_stage"):
+        for reason, expected in (
+            (None, [False, False, True, True]),
+            ("the test forbids it", [False, True, True, True]),
+        ):
+            monkeypatch.setitem(_dispatch._kernels[op], "triton", lambda x, reason=reason: reason)
+            sizes = ((128, 33), (129, 31), (513, 31), (128, 35))
+            assert [runs_on_reference(op, x, weights(*size)) for size in sizes] == expected
+        with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="129 channels out exceed 128"):
+            runs_on_reference(op, x, weights(129, 31))

@@ -128,6 +128,35 @@ def test_opcheck(layout: str) -> None:
     )
 
 
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_opcheck_of_what_autograd_records(layout: str, shortcut: bool) -> None:
+    w, b, x, y = (t.requires_grad_() for t in case((3, 5), 4, 2, 3, 5, layout))
+    added = feature_map((2, 4, 3, 5), "nhwc", seed=5).requires_grad_() if shortcut else None
+    torch.library.opcheck(torch.ops.fastsr.pointwise_kept.default, ([x, y], w, b, added, 1))
+    maps, plain = [x.detach(), y.detach()], (w.detach(), b.detach())
+    out, pre = torch.ops.fastsr.pointwise_kept(maps, *plain, None if added is None else added.detach(), 1)
+    torch.testing.assert_close(out, torch.nn.functional.gelu(pre))
+    torch.library.opcheck(
+        torch.ops.fastsr.pointwise_kept_backward.default,
+        (feature_map((2, 4, 3, 5), layout), pre, maps, *plain, shortcut, 1),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
+def test_keeping_the_argument_changes_nothing(activation: str) -> None:
+    w, b, x, y = (t.requires_grad_() for t in case((20, 37), 29, 1, 23, 50, "nhwc"))
+    added = feature_map((1, 29, 23, 50), "nhwc", seed=5).requires_grad_()
+    leaves = (x, y, w, b, added)
+    kept = ops.pointwise([x, y], w, b, shortcut=added, activation=activation)
+    again = torch.ops.fastsr.pointwise([x, y], w, b, added, ACTIVATIONS.index(activation))
+    assert "pointwise_kept" in type(kept.grad_fn).__name__
+    assert torch.equal(kept, again)
+    for a, c in zip(torch.autograd.grad(kept.sum(), leaves), torch.autograd.grad(again.sum(), leaves), strict=True):
+        assert torch.equal(a, c)
+
+
 def test_compiles_in_one_graph() -> None:
     inputs = case((32, 32), 64, 1, 8, 9)
     compiled = torch.compile(function("gelu"), fullgraph=True, backend="aot_eager")

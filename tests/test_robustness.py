@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from fastsr import _dispatch
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 OPERATORS = tuple(BUILDERS)
+TASKS = Path("/proc/self/task")  # of Linux: a folder for each of a process's threads
 
 
 def operator_of(name: str) -> str:
@@ -122,6 +126,63 @@ def test_threads_may_be_raised_again_after_fork() -> None:
 
     assert exit_status_of_child(body) == 0
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason=f"counts threads in {TASKS}, which is not here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_kernels_make_threads_of_their_own_in_a_child_of_fork() -> None:
+    """There are none of the parent's, for which a loop of torch's would wait for ever."""
+    case = build("conv_mix", (1, 16, 90, 64), "nhwc")
+    threads = torch.get_num_threads()
+
+    def body() -> bool:
+        torch.set_num_threads(2)
+        before = len(list(TASKS.iterdir()))
+        got = outputs_of(case, "cpu")
+        made = len(list(TASKS.iterdir())) - before
+        torch.set_num_threads(1)  # for the comparison, which is torch's
+        return made == 1 and torch.equal(*want, *got)
+
+    torch.set_num_threads(2)
+    try:
+        want = outputs_of(case, "cpu")
+        assert exit_status_of_child(body) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("variable", ["OMP_PROC_BIND", "FASTSR_TEST_NOTHING"])
+def test_threads_that_openmp_binds_are_used(variable: str) -> None:
+    """New ones would share the caller's processor. Either way the results are equal to the bit."""
+    program = (
+        "import hashlib, torch, fastsr; from operator_cases import build; torch.set_num_threads(2)\n"
+        "case = build('alk_conv', (1, 16, 90, 64), 'nhwc'); fastsr.backend('cpu')\n"
+        "with torch.no_grad(): y = case.function(*case.tensors.values())\n"
+        "print(hashlib.sha256(y.numpy().tobytes()).hexdigest())"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, variable: "true", "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    case = build("alk_conv", (1, 16, 90, 64), "nhwc")
+    (want,) = outputs_of(case, "cpu")
+    assert run.stdout.strip() == hashlib.sha256(want.numpy().tobytes()).hexdigest()
+
+
+def test_all_threads_treat_small_numbers_alike() -> None:
+    """torch.set_flush_denormal changes the calling thread; the others are made before it does."""
+    x, weight = (torch.full(size, 1e-20) for size in ((1, 16, 90, 64), (16, 16, 1, 1)))
+    x = x.to(memory_format=torch.channels_last)
+    results = {}
+    for flush in (False, True):
+        if not torch.set_flush_denormal(flush):
+            pytest.skip("this processor does not flush denormal numbers")
+        try:
+            results[flush] = [fastsr.ops.pointwise([x], weight, torch.zeros(16)) for _ in range(20)]
+        finally:
+            torch.set_flush_denormal(False)
+    assert all((y > 0).all() for y in results[False])
+    assert not any(y.any() for y in results[True])
 
 
 def outputs_of(case: Case, backend: str) -> tuple[Tensor, ...]:

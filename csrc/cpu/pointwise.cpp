@@ -4,8 +4,9 @@
 //   pre = W x + b + shortcut with x the maps' channels one after another,  y = act(pre)
 //   g = grad * act'(pre) = d_shortcut,  dx_i = W_i^T g,  dW = sum over pixels of g x^T,  db = sum over pixels of g
 //
-// Every map is a segment of the matrix product's inner loop (isa/rows.h). The backward recomputes pre, strip by strip
-// of a row, so that g and the maps' pixels are in the first-level cache for all three products.
+// Every map is a segment of the matrix product's inner loop (isa/rows.h). The backward goes strip by strip of a row, so
+// that g and the maps' pixels are in the first-level cache for its products. pointwise_kept is what autograd records
+// where an activation follows: it also returns pre, which spares the backward the first of three products.
 #include <optional>
 
 #include "packed.h"
@@ -87,9 +88,9 @@ Buffer<float> pack(const Tensor& weight, const Shape& s) {
 struct ForwardScratch;
 struct BackwardScratch;
 
-// w: [in_channels][padded out_channels]; b: [padded out_channels] or null.
+// w: [in_channels][padded out_channels]; b: [padded out_channels] or null. `pre`, if not null, receives pre.
 Tensor forward(const std::vector<Tensor>& inputs, const Shape& s, const float* w, const float* b,
-               const std::optional<Tensor>& shortcut, int64_t activation) {
+               const std::optional<Tensor>& shortcut, int64_t activation, const MapWriter* pre = nullptr) {
   MapWriter y(kOp, inputs[0], {s.n, s.out_channels, s.h, s.w});
   const std::vector<MapReader> maps = readers(inputs);
   std::optional<MapReader> added;
@@ -97,7 +98,7 @@ Tensor forward(const std::vector<Tensor>& inputs, const Shape& s, const float* w
   const RowKernels& k = kernels().rows;
   const int64_t columns = padded_channels(s.out_channels);
   parallel_rows(s.rows(), s.w, [&](int64_t first, int64_t last) {
-    float* memory = thread_scratch<float, ForwardScratch>(scratch_of(maps) + 2 * kStrip * columns);
+    float* memory = thread_scratch<float, ForwardScratch>(scratch_of(maps) + 3 * kStrip * columns);
     std::vector<RowSegment> segments(maps.size());
     for (int64_t row = first; row < last; ++row)
       over_strips(s.w, kStrip, [&](int64_t x, int64_t pixels) {
@@ -108,8 +109,13 @@ Tensor forward(const std::vector<Tensor>& inputs, const Shape& s, const float* w
         float* out = y.target(n, h, x, sections.take(kStrip * columns), stride);
         const FloatRow addend =
             added ? added->row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
-        k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w, columns, b, activation, out, stride,
-                s.out_channels, addend.data, addend.stride});
+        float* product = pre ? pre->target(n, h, x, sections.take(kStrip * columns), stride) : out;
+        k.gemm({segments.data(), static_cast<int64_t>(maps.size()), pixels, w, columns, b, pre ? 0 : activation,
+                product, stride, s.out_channels, addend.data, addend.stride});
+        if (pre) {
+          k.activation(activation, product, out, pixels * stride);
+          pre->write(n, h, x, pixels, product, stride);
+        }
         y.write(n, h, x, pixels, out, stride);
       });
   });
@@ -121,6 +127,16 @@ Tensor pointwise(const std::vector<Tensor>& inputs, const Tensor& weight, const 
   const Shape s = check(inputs, weight, bias, shortcut, activation);
   const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
   return forward(inputs, s, w.get(), b.get(), shortcut, activation);
+}
+
+// The result and pre, which is channels last.
+std::tuple<Tensor, Tensor> pointwise_kept(const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+                                          const std::optional<Tensor>& shortcut, int64_t activation) {
+  const Shape s = check(inputs, weight, bias, shortcut, activation);
+  const Tensor pre = empty_feature_map(inputs[0], {s.n, s.out_channels, s.h, s.w}, MemoryFormat::ChannelsLast);
+  const MapWriter kept(kOp, pre);
+  const Buffer<float> w = pack(weight, s), b = padded_vector(bias);
+  return {forward(inputs, s, w.get(), b.get(), shortcut, activation, &kept), pre};
 }
 
 // ---- weights packed once: [in_channels + 1][padded out_channels], the bias last
@@ -155,13 +171,13 @@ Tensor pointwise_packed(const std::vector<Tensor>& inputs, const Tensor& packed,
   return forward(inputs, s, weights.data() + first * columns, first == 0 ? bias : nullptr, shortcut, activation);
 }
 
+using Gradients = std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor>;
+
 // Gradients of the inputs, weight, bias and shortcut. Without activation the last is the gradient itself, and without a
-// shortcut there is none: then it is returned empty.
-std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const Tensor& grad,
-                                                                           const std::vector<Tensor>& inputs,
-                                                                           const Tensor& weight, const Tensor& bias,
-                                                                           const std::optional<Tensor>& shortcut,
-                                                                           int64_t activation) {
+// shortcut there is none: then it is returned empty. `kept` is pre, computed again where it is not given.
+Gradients gradients(const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& weight, const Tensor& bias,
+                    const std::optional<Tensor>& shortcut, bool has_shortcut, int64_t activation,
+                    const std::optional<Tensor>& kept) {
   const Shape s = check(inputs, weight, bias, shortcut, activation);
   check_like_output(grad, inputs[0], s, "grad");
   const std::vector<MapReader> maps = readers(inputs);
@@ -182,12 +198,12 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const
     first_channel += x.size(1);
     widest = std::max(widest, dx.back().scratch(kStrip));
   }
-  std::optional<MapReader> added;
+  std::optional<MapReader> added, pre_map;
   std::optional<MapWriter> d_shortcut;
-  if (shortcut && activation != 0) {
-    added.emplace(kOp, *shortcut);
+  if (kept) pre_map.emplace(kOp, *kept);
+  if (shortcut && activation != 0) added.emplace(kOp, *shortcut);
+  if (has_shortcut && activation != 0)
     d_shortcut.emplace(kOp, inputs[0], std::array<int64_t, 4>{s.n, s.out_channels, s.h, s.w});
-  }
 
   RangeSums sums(s.rows(), (s.in_channels + 1) * columns);
   sums.run([&](int64_t first, int64_t last, float* total) {
@@ -201,10 +217,14 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const
         FloatRow g = g_map.padded_row(n, h, x, pixels, sections.take(kStrip * columns));
         if (activation != 0) {
           float* pre = sections.take(kStrip * columns);
-          const FloatRow addend =
-              added ? added->padded_row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
-          k.gemm({segments.data(), count, pixels, w.get(), columns, b.get(), 0, pre, columns, columns, addend.data,
-                  addend.stride});
+          if (pre_map) {
+            pre_map->copy(n, h, x, pixels, pre, columns);
+          } else {
+            const FloatRow addend =
+                added ? added->padded_row(n, h, x, pixels, sections.take(kStrip * columns)) : FloatRow{nullptr, 0};
+            k.gemm({segments.data(), count, pixels, w.get(), columns, b.get(), 0, pre, columns, columns, addend.data,
+                    addend.stride});
+          }
           k.activation_grad(activation, g.data, g.stride, pre, pre, pixels, columns);
           g = {pre, columns};
           if (d_shortcut) d_shortcut->write(n, h, x, pixels, pre, columns);
@@ -231,6 +251,18 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> pointwise_backward(const
           d_shortcut ? d_shortcut->finish() : torch::stable::new_empty(grad, {0})};
 }
 
+Gradients pointwise_backward(const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& weight,
+                             const Tensor& bias, const std::optional<Tensor>& shortcut, int64_t activation) {
+  return gradients(grad, inputs, weight, bias, shortcut, shortcut.has_value(), activation, std::nullopt);
+}
+
+Gradients pointwise_kept_backward(const Tensor& grad, const Tensor& pre, const std::vector<Tensor>& inputs,
+                                  const Tensor& weight, const Tensor& bias, bool has_shortcut, int64_t activation) {
+  check_same_shape(kOp, grad, pre, "pre");
+  check_same_dtype(kOp, grad, pre, "pre");
+  return gradients(grad, inputs, weight, bias, std::nullopt, has_shortcut, activation, pre);
+}
+
 }  // namespace
 }  // namespace fastsr::cpu
 
@@ -238,5 +270,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
   m.impl("pointwise", TORCH_BOX(&fastsr::cpu::pointwise));
   m.impl("pointwise_pack", TORCH_BOX(&fastsr::cpu::pointwise_pack));
   m.impl("pointwise_packed", TORCH_BOX(&fastsr::cpu::pointwise_packed));
+  m.impl("pointwise_kept", TORCH_BOX(&fastsr::cpu::pointwise_kept));
+  m.impl("pointwise_kept_backward", TORCH_BOX(&fastsr::cpu::pointwise_kept_backward));
   m.impl("pointwise_backward", TORCH_BOX(&fastsr::cpu::pointwise_backward));
 }

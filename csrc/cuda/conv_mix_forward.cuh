@@ -2,10 +2,11 @@
 //
 //   q = dw3x3(x) + b_dw;  d = act(q) + x;  p = W_pw d + b_pw;  t = act(p) + shortcut;  y = W_c5 t + b_c5
 //
-// One CTA per tile at a time; nothing between x and y leaves it. Without the depthwise convolution d is x.
+// One CTA per tile at a time; nothing between x and y leaves it. Without the depthwise convolution d is x. With Reduces
+// y is also multiplied with the weights of the ESA behind it (conv_mix_reduce.cuh).
 #pragma once
 
-#include "conv_mix_tile.cuh"
+#include "conv_mix_reduce.cuh"
 
 namespace fastsr::cuda {
 
@@ -15,16 +16,19 @@ struct ConvMix {
   PixelMap<T> x, shortcut, y;
   Parameter dw, dw_bias, pw, pw_bias, c5, c5_bias;  // dw.data is null without the depthwise convolution
   int c, k, activation, accuracy;
+  Parameter conv1, conv1_bias;  // with Reduces only
+  T* reduced;                   // [n, h, w, kReduced]
+  int inner;                    // channels of it that are not padding
 };
 
-template <class M>
+template <class M, bool Reduces>
 constexpr int conv_mix_shared() {
   using T = typename M::T;
   return 2 * 4 * kMatrixWords<T> + 4 * (2 * kMixChannels + kTapFloats) +
-         (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
+         (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T)) + (Reduces ? ReduceWeights<M>::kBytes : 0);
 }
 
-template <class T>
+template <class T, bool Reduces>
 __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<T> a) {
   using M = ForwardMix<T>;
   FASTSR_SHARED_MEMORY(memory);
@@ -39,6 +43,8 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
   pack_taps<kMixThreads>(a.dw, a.dw_bias, a.c, false, packed_taps);
   pack_bias(a.pw_bias, a.c, pw_bias);
   pack_bias(a.c5_bias, a.k, c5_bias);
+  const ReduceWeights<M> conv1{halo};
+  if constexpr (Reduces) conv1.pack(a.conv1, a.inner, a.k);
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
     int64_t n;
     int y0, x0;
@@ -77,6 +83,12 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
     own.add(c5_bias);
     own.put(own_mixed);
     __syncwarp();
+    if constexpr (Reduces) {
+      float sum[ReduceWeights<M>::kLanePixels][4];
+      conv1.start(a.conv1_bias, a.inner, sum);
+      conv1.multiply(own, own_mixed, sum);
+      conv1.store(a.reduced, a.tiles, n, y0, x0, sum);
+    }
     store_own<M>(a.y, a.tiles, n, y0, x0, mixed);
     __syncthreads();  // the next tile takes the place of this one
   }

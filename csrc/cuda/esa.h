@@ -20,6 +20,7 @@ struct EsaCall {
   int64_t count;                 // of parameters: 10 in the plain form, 18 in the blueprint form
   const void* parameters[18];    // in the operator's order, contiguous
   TensorView x, y;               // y: the output, or its gradient in the backward
+  TensorView reduced;            // forward only: conv1(x) [N, padded f, H, W] if it is there already; else data is null
   TensorView dx;                 // backward only
   void* gradients[18];           // backward only
   void* workspace;               // on 16 bytes

@@ -72,7 +72,7 @@ EsaScratch backward_scratch(const EsaCall& call) {
   constexpr int64_t kNumber = sizeof(float), kElement = sizeof(T);
   Sections sections;
   EsaScratch at{};
-  at.maps = esa_maps(s, 1, kElement, sections);
+  at.maps = esa_maps(call, 1, sections);
   at.packed = sections.take(4 * pack_of<T>(call).at.end);
   const int64_t small = esa_cells(s, s.small_h, s.small_w) * kNumber, map = esa_cells(s, s.h, s.w) * kElement;
   at.q = sections.take(2 * small), at.m = sections.take(small), at.index = sections.take(small);

@@ -1,4 +1,4 @@
-// fastsr::_cuda_esa and its backward: checks, outputs, workspace, launch.
+// fastsr::_cuda_esa, its backward, and _cuda_esa_reduced: checks, outputs, workspace, launch.
 #include <tuple>
 
 #include "esa_checks.h"
@@ -21,8 +21,7 @@ void use(EsaCall& call, const Parameters& parameters) {
   for (int64_t i = 0; i < call.count; ++i) call.parameters[i] = parameters.data(i);
 }
 
-Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy) {
-  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy);
+Tensor run(EsaCall& call, const Tensor& x, const Tensors& weights) {
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters = parameters_of(x, weights);
   use(call, parameters);
@@ -33,6 +32,18 @@ Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t
   call.workspace = memory.mutable_data_ptr();
   check_launch(kOp, esa_forward(call, current_stream(x)));
   return y;
+}
+
+Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy) {
+  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy);
+  return run(call, x, weights);
+}
+
+Tensor forward_reduced(const Tensor& x, const Tensor& reduced, const Tensors& weights, int64_t padding,
+                       int64_t accuracy) {
+  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy);
+  use_reduced(kOp, call, x, reduced);
+  return run(call, x, weights);
 }
 
 std::tuple<Tensor, Tensors> backward(const Tensor& grad, const Tensor& x, const Tensors& weights, int64_t padding,
@@ -66,4 +77,5 @@ std::tuple<Tensor, Tensors> backward(const Tensor& grad, const Tensor& x, const 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CUDA, m) {
   m.impl("_cuda_esa", TORCH_BOX(&fastsr::cuda::forward));
   m.impl("_cuda_esa_backward", TORCH_BOX(&fastsr::cuda::backward));
+  m.impl("_cuda_esa_reduced", TORCH_BOX(&fastsr::cuda::forward_reduced));
 }

@@ -7,8 +7,7 @@ namespace fastsr::cuda {
 
 // One call: esa of x, with y the output of all, and then what cca_norm does to the result.
 struct EsaCcaCall {
-  EsaCall esa;         // but for its workspace, dx and gradients
-  TensorView reduced;  // conv1(x) [N, padded f, H, W] if it is there already; data is null if not
+  EsaCall esa;  // but for its workspace, dx and gradients
   TensorView shortcut;
   int64_t hidden;
   double eps;

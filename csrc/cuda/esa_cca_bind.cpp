@@ -11,13 +11,6 @@ namespace {
 
 constexpr const char* kOp = "esa_cca";
 
-// What another operator made of x on the way: conv1(x), channels last.
-void check_reduced(const Tensor& x, const Tensor& reduced, int64_t f) {
-  check_beside(kOp, x, reduced, reduced_channels(f), "reduced");
-  STD_TORCH_CHECK(is_nhwc(reduced) && reinterpret_cast<uintptr_t>(reduced.const_data_ptr()) % 16 == 0, kOp,
-                  ": reduced is not as an operator leaves it; pass what alk_condense returned");
-}
-
 Tensor forward(const Tensor& x, const std::optional<Tensor>& reduced, const Tensor& shortcut,
                const std::vector<Tensor>& weights, int64_t padding, const Tensor& w0, const Tensor& b0,
                const Tensor& w2, const Tensor& b2, const std::optional<Tensor>& norm_weight,
@@ -29,7 +22,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& reduced, const Tens
   call.esa = esa_call_of(kOp, x, weights, padding, accuracy);
   check_cca_weights(kOp, x, {w0, b0, w2, b2}, gamma, beta);
   check_beside(kOp, x, shortcut, x.size(1), "shortcut");
-  if (reduced) check_reduced(x, *reduced, call.esa.f);
+  if (reduced) use_reduced(kOp, call.esa, x, *reduced);
   const DeviceGuard guard(x.get_device_index());
   std::vector<const Tensor*> given;
   for (const Tensor& w : weights) given.push_back(&w);
@@ -42,7 +35,6 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& reduced, const Tens
   call.eps = eps;
   Tensor y = empty_map(x, x.size(1));
   if (x.size(0) == 0) return y;
-  if (reduced) call.reduced = view_of<TensorView>(*reduced);
   call.shortcut = view_of<TensorView>(shortcut);
   call.esa.y = view_of<TensorView>(y);
   const Tensor memory = workspace(x, esa_cca_forward_workspace(call));

@@ -26,7 +26,7 @@ EsaCcaScratch scratch_of(const EsaCcaCall& call) {
   const int64_t pixels = esa.x.size[2] * esa.x.size[3], part = part_of(call), parts = (pixels + part - 1) / part;
   Sections sections;
   EsaCcaScratch at{};
-  at.maps = esa_maps(esa_shape(esa), 0, element, sections);
+  at.maps = esa_maps(esa, 0, sections);
   at.gated = sections.take(scratch_bytes(esa.x, c, element));
   at.moments = sections.take(esa.x.size[0] * parts * 2 * c * static_cast<int64_t>(sizeof(float)));
   at.end = sections.end;
@@ -64,13 +64,7 @@ cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
   Esa<T>& a = m.esa;
   a = esa_of<T>(call.esa);
   a.out = reinterpret_cast<float*>(workspace + at.maps.out);
-  if (call.reduced.data) {
-    a.c1 = map_of<T>(call.reduced);
-  } else {
-    a.c1 = esa_map<T>(workspace + at.maps.c1, a.s, a.s.h, a.s.w);
-    if (failed(start_esa_reduce(a, stream))) return error;
-  }
-  if (failed(start_esa_small(a, stream))) return error;
+  if (failed(start_esa_path(call.esa, a, workspace + at.maps.c1, stream))) return error;
   a.y = map_of<T>(scratch_like(call.esa.x, workspace + at.gated, a.s.c, sizeof(T)));
   m.moments = reinterpret_cast<float*>(workspace + at.moments);
   m.part = part_of(call);

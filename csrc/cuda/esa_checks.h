@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "esa.h"
-#include "tensors.h"
+#include "parameters.h"
 
 namespace fastsr::cuda {
 
@@ -51,6 +51,14 @@ inline EsaCall esa_call_of(const char* op, const Tensor& x, const std::vector<Te
   call.count = static_cast<int64_t>(weights.size());
   call.x = view_of<TensorView>(x);
   return call;
+}
+
+// What another operator made of x on the way: conv1(x), channels last.
+inline void use_reduced(const char* op, EsaCall& call, const Tensor& x, const Tensor& reduced) {
+  check_beside(op, x, reduced, reduced_channels(call.f), "reduced");
+  STD_TORCH_CHECK(is_nhwc(reduced) && reinterpret_cast<uintptr_t>(reduced.const_data_ptr()) % 16 == 0, op,
+                  ": reduced is not as an operator leaves it; pass what alk_condense or conv_mix_reduce returned");
+  call.reduced = view_of<TensorView>(reduced);
 }
 
 }  // namespace fastsr::cuda

@@ -14,17 +14,14 @@ namespace {
 
 template <class T>
 cudaError_t forward_as(const EsaCall& call, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
   Sections sections;
-  const EsaMaps at = esa_maps(esa_shape(call), 0, sizeof(T), sections);
+  const EsaMaps at = esa_maps(call, 0, sections);
   char* workspace = static_cast<char*>(call.workspace);
   Esa<T> a = esa_of<T>(call);
-  a.c1 = esa_map<T>(workspace + at.c1, a.s, a.s.h, a.s.w);
   a.out = reinterpret_cast<float*>(workspace + at.out);
   a.y = map_of<T>(call.y);
-  if (failed(start_esa_reduce(a, stream))) return error;
-  if (failed(start_esa_small(a, stream))) return error;
+  const cudaError_t error = start_esa_path(call, a, workspace + at.c1, stream);
+  if (error != cudaSuccess) return error;
   static_assert((kMaxEsaChannels / kBlock + 1) * (kBlock * kBlock * sizeof(T) + 4 * kBlock) <= 99 * 1024);
   return launch(esa_gate_kernel<T>, esa_blocks(a, kGateResident<T>), kProductThreads, gate_shared<T>(a.s), stream, a);
 }
@@ -33,7 +30,7 @@ cudaError_t forward_as(const EsaCall& call, cudaStream_t stream) {
 
 int64_t esa_forward_workspace(const EsaCall& call) {
   Sections sections;
-  esa_maps(esa_shape(call), 0, call.dtype == kFloat32 ? 4 : 2, sections);
+  esa_maps(call, 0, sections);
   return sections.end;
 }
 

@@ -54,13 +54,15 @@ Map<T> esa_map(void* data, const EsaShape& s, int h, int w) {
 }
 inline int64_t esa_cells(const EsaShape& s, int64_t h, int64_t w) { return s.n * h * w * s.wide; }
 
-// Where they lie in the workspace, in bytes; c1 has `margin` pixels around it.
+// Where they lie in the workspace, in bytes; c1, unless the call has it, with `margin` pixels around it.
 struct EsaMaps {
   int64_t c1, out;
 };
-inline EsaMaps esa_maps(const EsaShape& s, int64_t margin, int64_t element_bytes, Sections& sections) {
+inline EsaMaps esa_maps(const EsaCall& call, int64_t margin, Sections& sections) {
+  const EsaShape s = esa_shape(call);
+  const int64_t element = call.dtype == kFloat32 ? 4 : 2;
   EsaMaps at{};
-  at.c1 = sections.take(esa_cells(s, s.h + 2 * margin, s.w + 2 * margin) * element_bytes);
+  if (!call.reduced.data) at.c1 = sections.take(esa_cells(s, s.h + 2 * margin, s.w + 2 * margin) * element);
   at.out = sections.take(esa_cells(s, s.small_h, s.small_w) * static_cast<int64_t>(sizeof(float)));
   return at;
 }
@@ -95,6 +97,14 @@ cudaError_t start_esa_small(const Esa<T>& a, cudaStream_t stream) {
   static_assert(kKept + 4 * (conv2_words<T>(kWide) + kWide + 4 * 48 * kWide) <= 99 * 1024);
   static_assert(kKept + 4 * (kSide * kSide * kWide + esa_layer_words(kWide)) <= 99 * 1024);
   return launch(esa_small_kernel<T>, SmallTiles(a.s).count, kSmallThreads, SmallPlan<T>(a.s).end, stream, a);
+}
+
+// The same from x, or from c1 if the call has it: otherwise it is made at `c1`.
+template <class T>
+cudaError_t start_esa_path(const EsaCall& call, Esa<T>& a, void* c1, cudaStream_t stream) {
+  a.c1 = call.reduced.data ? map_of<T>(call.reduced) : esa_map<T>(c1, a.s, a.s.h, a.s.w);
+  const cudaError_t error = call.reduced.data ? cudaSuccess : start_esa_reduce(a, stream);
+  return error == cudaSuccess ? start_esa_small(a, stream) : error;
 }
 
 // Compiled with the forward, and used by others.

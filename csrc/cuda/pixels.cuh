@@ -113,7 +113,7 @@ __device__ __forceinline__ void store_vector(T* to, const float (&v)[V]) {
     for (int i = 0; i < V / 2; ++i) e.set_pair(i, v[2 * i], v[2 * i + 1]);
     if constexpr (V * sizeof(T) == 16)
       store_128(to, e.word);
-    else if constexpr (sizeof(T) == 4)
+    else if constexpr (V * sizeof(T) == 8)
       *reinterpret_cast<uint2*>(to) = {e.word[0], e.word[1]};
     else
       *reinterpret_cast<uint32_t*>(to) = e.word[0];

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from fastsr.bench.memory import LiveBytes
 from fastsr.bench.roofline import Counting, recorded_calls
 
 _PREFIX = "fastsr.ops."
-_AUTOGRAD = re.compile(r"GeneratedBackwardFor_fastsr_(\w+)_default")  # a forward that autograd records
 _CONVOLUTION, _CONVOLUTIONS = "aten::convolution", ("aten::mkldnn_convolution", "aten::cudnn_convolution")
 
 
@@ -149,7 +147,7 @@ def _tables(events: Any, cuda: bool, steps: int) -> Profile:
                 kernels.append((event.key, event.count, event.self_cpu_time_total))
         elif not event.is_user_annotation:
             kernels.append((event.key, event.count, event.self_device_time_total))
-    kernels = _merged(kernels)
+    kernels = [kernel for kernel in kernels if kernel[2] > 0]
     total = sum(us for _, _, us in kernels) or 1.0
 
     def entries(rows: list[tuple[str, int, float]]) -> list[Entry]:
@@ -158,16 +156,6 @@ def _tables(events: Any, cuda: bool, steps: int) -> Profile:
 
     launches = sum(count for _, count, _ in kernels) / steps
     return Profile(entries(kernels), entries(operators), total / steps / 1e3, launches)
-
-
-def _merged(kernels: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
-    """Kernels that took time; those that autograd gave a name of its own under the operator's."""
-    found: dict[str, tuple[str, int, float]] = {}
-    for name, count, us in kernels:
-        name = _AUTOGRAD.sub(r"fastsr::\1", name)
-        _, counted, spent = found.get(name, (name, 0, 0.0))
-        found[name] = (name, max(count, counted), us + spent)
-    return [kernel for kernel in found.values() if kernel[2] > 0]
 
 
 def floors(net: nn.Module, shape: tuple[int, ...], limits: dict[str, Any], dtype: str) -> dict[str, float]:

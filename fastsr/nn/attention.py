@@ -37,10 +37,10 @@ class PlainESA(nn.Module):
         convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
         return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """With `overwrite` the result may take the place of `x`."""
-        padding = self.conv2_padding
-        return ops.esa(x, self.weights(), conv2_padding=padding, packed=self.packed, overwrite=overwrite)
+    def forward(self, x: Tensor, overwrite: bool = False, reduced: Tensor | None = None) -> Tensor:
+        """With `overwrite` the result may take the place of `x`; `reduced` is what it is in `fastsr.ops.esa`."""
+        weights, padding = self.weights(), self.conv2_padding
+        return ops.esa(x, weights, conv2_padding=padding, packed=self.packed, overwrite=overwrite, reduced=reduced)
 
     def pack(self) -> None:
         """Pack the weights; later changes of them have no effect."""

@@ -40,6 +40,11 @@ def _may_overwrite(module: nn.Module) -> dict[str, bool]:
     return {"overwrite": True} if _is_free(module) else {}
 
 
+def _is_recorded(module: nn.Module) -> bool:
+    """Whether autograd would record what its parameters do."""
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+
+
 class _DistillationBlock(nn.Module):
     """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3)."""
 
@@ -76,9 +81,7 @@ class _DistillationBlock(nn.Module):
         """Whether the parts behind the stages become fewer operators: on a GPU, in inference, without hooks."""
         if not (ops.fuses_on_cuda("esa", x) or ops.fuses_on_triton("esa", x)):
             return False
-        if not (_is_free(self.esa) and _is_free(self.cca)):
-            return False
-        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+        return _is_free(self.esa) and _is_free(self.cca) and not _is_recorded(self)
 
     def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
@@ -196,22 +199,35 @@ class MLRB(nn.Module):
             y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
             y = fused_pointwise(self.c5, (y,))
             return self.esa(y, **_may_overwrite(self.esa))
-        y = ops.mixer_block(
-            x,
-            self.c1_r.weight,
-            conv_bias(self.c1_r),
-            self.c2_r.weight,
-            conv_bias(self.c2_r),
+        mix = (
             None if self.dwc is None else self.dwc.weight,
             None if self.dwc is None else conv_bias(self.dwc),
             self.pwc.weight,
             conv_bias(self.pwc),
             self.c5.weight,
             conv_bias(self.c5),
+        )
+        if self._fuses(x):
+            y = fused_conv3x3(self.c1_r, x, self.activation)
+            y = fused_conv3x3(self.c2_r, y, self.activation)
+            conv1 = self.esa.conv1
+            y, reduced = ops.conv_mix_reduce(y, x, *mix, conv1.weight, conv_bias(conv1), activation=self.activation)
+            return self.esa(y, reduced=reduced)
+        y = ops.mixer_block(
+            x,
+            self.c1_r.weight,
+            conv_bias(self.c1_r),
+            self.c2_r.weight,
+            conv_bias(self.c2_r),
+            *mix,
             activation=self.activation,
             packed=(packed_weights(self.c1_r), packed_weights(self.c2_r)),
         )
         return self.esa(y, **_may_overwrite(self.esa))
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether the mixer and the ESA become fewer kernels: on a GPU, in inference, without hooks on the ESA."""
+        return ops.fuses_on_cuda("conv_mix", x) and _is_free(self.esa) and not _is_recorded(self)
 
     def pack(self) -> None:
         """As in the distillation blocks."""

@@ -9,6 +9,7 @@ from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.cca_norm import cca_norm
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu, pack_conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
+from fastsr.ops.conv_mix_reduce import conv_mix_reduce
 from fastsr.ops.esa import esa, pack_esa
 from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.mixer_block import mixer_block
@@ -29,6 +30,7 @@ __all__ = [
     "cca_norm",
     "conv3x3_gelu",
     "conv_mix",
+    "conv_mix_reduce",
     "esa",
     "esa_cca",
     "fuses_on_cuda",

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import FIRST_IN_TF32, can_run, current_backend, exporting, register, select
+from fastsr._dispatch import can_run, current_backend, exporting, left_to_triton, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
+from fastsr.ops._call import backward_caller, caller, records
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
@@ -30,8 +31,8 @@ def define(
     fake_backward: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-) -> None:
-    """Define `fastsr::op` and `fastsr::op_backward`.
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Define `fastsr::op` and `fastsr::op_backward`, and return a function that calls each (see _call.py).
 
     Args:
         op: the operator's name.
@@ -52,6 +53,7 @@ def define(
         )
 
     torch.library.register_autograd(f"fastsr::{op}_backward", double_backward, lib=LIB)
+    return caller(op, schema, setup_context, backward), backward_caller(f"{op}_backward")
 
 
 def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dict[str, Callable[..., Any]]) -> None:
@@ -93,11 +95,6 @@ def takes_packed(
     return backend if select(op, x) == backend else None
 
 
-def records(*values: Any) -> bool:
-    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks."""
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
-
-
 def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
     """Define `fastsr::op`, a fusion of operators that has no derivative: with autograd those are called themselves."""
     LIB.define(f"{op}{schema}", tags=_TAGS)
@@ -110,9 +107,7 @@ def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
     Where no backend is forced that goes before what is tried first for the operators themselves, but not before Triton
     for operators that FMAs bind and TF32 frees (`FIRST_IN_TF32`).
     """
-    if not _fuses_on("cuda", op, x, *others):
-        return False
-    return op not in FIRST_IN_TF32 or current_backend() != "auto" or select(op, x) == "cuda"
+    return _fuses_on("cuda", op, x, *others) and not left_to_triton(op, x)
 
 
 def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:

@@ -18,6 +18,7 @@ from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import empty_map, fuses_on_cuda
 from fastsr.ops.alk_conv import WEIGHTS_SCHEMA, alk_conv, check_weights
+from fastsr.ops.esa import empty_reduced
 from fastsr.ops.pointwise import pointwise
 from fastsr.reference import ALKConvWeights
 
@@ -25,20 +26,15 @@ DISTILLED = 3  # maps
 MAX_TAPS, MAX_FROM, MAX_TO, MAX_REDUCED = 9, 32, 64, 32  # csrc/cuda/alk_condense.h
 
 
-def _results(x: Tensor, outputs: int, inner: int) -> tuple[Tensor, Tensor]:
-    size = (x.shape[0], (inner + 15) // 16 * 16, *x.shape[2:])
-    return empty_map(x, outputs), x.new_empty(size).to(memory_format=torch.channels_last)
-
-
 def _fake(x: Tensor, maps: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
     c5_weight, _, conv1_weight, _ = rest[9:13]
-    return _results(x, c5_weight.shape[0], conv1_weight.shape[0])
+    return empty_map(x, c5_weight.shape[0]), empty_reduced(x, conv1_weight.shape[0])
 
 
 def _fake_packed(
     x: Tensor, maps: list[Tensor], packed: Tensor, channels: int, taps: int, outputs: int, inner: int, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    return _results(x, outputs, inner)
+    return empty_map(x, outputs), empty_reduced(x, inner)
 
 
 _WEIGHTS = f"{WEIGHTS_SCHEMA}, Tensor c5_weight, Tensor c5_bias, Tensor conv1_weight, Tensor conv1_bias"

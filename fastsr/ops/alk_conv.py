@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _gelu, reference
-from fastsr._dispatch import current_backend, reference_because, select
+from fastsr._dispatch import current_backend, instead_of_cuda, reference_because, select
 from fastsr._native import LIB
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
@@ -56,19 +56,33 @@ def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
         _checks.weight(op, x, value, name, (k,))
 
 
+def _reason_against(backend: str, x: Tensor, weights: ALKConvWeights) -> str | None:
+    """Why kernels of `backend` cannot take these sizes, or None."""
+    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
+    if taps > MAX_TAPS.get(backend, taps):
+        return f"a kernel of {taps} taps exceeds {MAX_TAPS[backend]}"
+    if channels > MAX_CHANNELS.get(backend, channels):
+        return f"{channels} channels out exceed {MAX_CHANNELS[backend]}"
+    if backend == "triton" and x.shape[3] * channels * taps >= 2**31:
+        return f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
+    return None
+
+
 def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
     """Whether the backend for these tensors is plain PyTorch."""
     chosen = select(op, x)
-    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
-    if taps > MAX_TAPS.get(chosen, taps):
-        chosen = reference_because(op, f"a kernel of {taps} taps exceeds {MAX_TAPS[chosen]}")
-    elif channels > MAX_CHANNELS.get(chosen, channels):
-        chosen = reference_because(op, f"{channels} channels out exceed {MAX_CHANNELS[chosen]}")
-    elif chosen == "triton" and x.shape[3] * channels * taps >= 2**31:
-        chosen = reference_because(
-            op, f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
-        )
+    reason = _reason_against(chosen, x, weights)
+    if reason is not None and chosen == "cuda":
+        chosen = instead_of_cuda(op, x, reason)
+        reason = _reason_against(chosen, x, weights)
+    if reason is not None:
+        chosen = reference_because(op, reason)
     return chosen == "reference"
+
+
+def fits_cuda(pw_weight: Tensor, lora1_weight: Tensor) -> bool:
+    """Whether the CUDA C++ kernels take weights of these sizes."""
+    return lora1_weight.shape[2] <= MAX_TAPS["cuda"] and pw_weight.shape[0] <= MAX_CHANNELS["cuda"]
 
 
 def _fake(x: Tensor, pw_weight: Tensor, *rest: Any) -> Tensor:
@@ -86,7 +100,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.fastsr.alk_conv_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
+    gradients = _call_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
     return (*gradients, None, None)
 
 
@@ -95,7 +109,7 @@ BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})"
 )
 
-define(
+_call, _call_backward = define(
     "alk_conv",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -107,6 +121,7 @@ define(
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
 register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+_cuda.limit("alk_conv", lambda *args: fits_cuda(*args[-11:-9]))  # the first weights, in both directions
 
 
 def _fake_packed(x: Tensor, packed: Tensor, channels: int, *rest: Any) -> Tensor:
@@ -191,4 +206,4 @@ def alk_conv(
     check_weights("alk_conv", x, weights)
     if runs_on_reference("alk_conv", x, weights):
         return reference.alk_conv(x, weights, eps=eps, activation=activation)
-    return torch.ops.fastsr.alk_conv(x, *weights, eps, _checks.ACTIVATIONS.index(activation))
+    return _call(x, *weights, eps, _checks.ACTIVATIONS.index(activation))

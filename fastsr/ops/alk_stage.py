@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _gelu, reference
+from fastsr import _cuda, _gelu, reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
-from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, runs_on_reference
+from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, fits_cuda, runs_on_reference
 from fastsr.reference import ALKConvWeights
 
 
@@ -30,7 +30,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.fastsr.alk_stage_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
+    gradients = _call_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
     return (*gradients, None)
 
 
@@ -40,7 +40,7 @@ BACKWARD_SCHEMA = (
     f"float eps) -> ({', '.join(['Tensor'] * 12)})"
 )
 
-define(
+_call, _call_backward = define(
     "alk_stage",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -52,6 +52,7 @@ define(
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
 register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+_cuda.limit("alk_stage", lambda *args: fits_cuda(*args[-10:-8]))  # the first of the convolution's, in both directions
 
 
 def alk_stage(
@@ -95,4 +96,4 @@ def alk_stage(
     _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
     if runs_on_reference("alk_stage", x, weights):
         return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
-    return torch.ops.fastsr.alk_stage(x, d_weight, d_bias, *weights, eps)
+    return _call(x, d_weight, d_bias, *weights, eps)

@@ -57,13 +57,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, d_shortcut = torch.ops.fastsr.bsconv_backward(grad, *ctx.saved_tensors, ctx.activation)
+    *gradients, d_shortcut = _call_backward(grad, *ctx.saved_tensors, ctx.activation)
     if not ctx.has_shortcut:
         return (*gradients, None, None)
     return (*gradients, d_shortcut if ctx.activation else grad, None)
 
 
-define(
+_call, _call_backward = define(
     "bsconv",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -188,7 +188,7 @@ def bsconv(
         _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, height, width))
     if _choose(x, dw_weight, stride, padding) != "reference":
         code = _checks.ACTIVATIONS.index(activation)
-        return torch.ops.fastsr.bsconv(x, pw_weight, dw_weight, dw_bias, shortcut, code)
+        return _call(x, pw_weight, dw_weight, dw_bias, shortcut, code)
     return reference.bsconv(
         x,
         pw_weight,

@@ -53,7 +53,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.fastsr.cca_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
+    gradients = _call_backward(grad, *ctx.saved_tensors, ctx.eps)
     norm: tuple[Tensor | None, ...] = gradients[5:] if ctx.saved_tensors[-1] is not None else (None, None)
     return (gradients[0], grad, *gradients[1:5], *norm, None)
 
@@ -67,7 +67,7 @@ BACKWARD_SCHEMA = (
     "Tensor du2_bias, Tensor? norm_weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "cca_norm",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -158,6 +158,6 @@ def cca_norm(
     if backend == "reference":
         return reference.cca_norm(x, shortcut, *parameters, eps=eps)
     if not (overwrite and may_overwrite("cca_norm", x, shortcut, *parameters)):
-        return torch.ops.fastsr.cca_norm(x, shortcut, *parameters, eps)[0]
+        return _call(x, shortcut, *parameters, eps)[0]
     torch.ops.fastsr.cca_norm_(x, shortcut, *parameters, eps)
     return x

@@ -52,7 +52,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None]:
     x, weight, bias = ctx.saved_tensors
     needs_dx = ctx.needs_input_grad[0]
-    dx, d_weight, d_bias = torch.ops.fastsr.conv3x3_gelu_backward(grad, x, weight, bias, ctx.activation, needs_dx)
+    dx, d_weight, d_bias = _call_backward(grad, x, weight, bias, ctx.activation, needs_dx)
     return dx if needs_dx else None, d_weight, d_bias, grad if ctx.needs_input_grad[3] else None, None
 
 
@@ -61,7 +61,7 @@ BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, Tensor bias, int activation, bool needs_dx) -> (Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "conv3x3_gelu",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -141,4 +141,4 @@ def conv3x3_gelu(
     if overwrite and shortcut is not None and may_overwrite("conv3x3_gelu", shortcut, x, weight, bias):
         torch.ops.fastsr.conv3x3_gelu_(shortcut, x, weight, bias, code)
         return shortcut
-    return torch.ops.fastsr.conv3x3_gelu(x, weight, bias, shortcut, code)
+    return _call(x, weight, bias, shortcut, code)

@@ -43,7 +43,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradients = torch.ops.fastsr.conv_mix_backward(grad, *tensors, ctx.activation)
+    gradients = _call_backward(grad, *tensors, ctx.activation)
     return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None)
 
 
@@ -53,7 +53,7 @@ BACKWARD_SCHEMA = (
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "conv_mix",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -112,4 +112,4 @@ def conv_mix(
             x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
         )
     code = _checks.ACTIVATIONS.index(activation)
-    return torch.ops.fastsr.conv_mix(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, code)
+    return _call(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, code)

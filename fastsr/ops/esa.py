@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import reference
+from fastsr import _cuda, _gelu, reference
 from fastsr._dispatch import reference_because, select
+from fastsr._native import LIB
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
@@ -18,6 +19,7 @@ from fastsr.ops._define import (
     define_over,
     define_packed,
     empty_map,
+    fuses_on_cuda,
     may_overwrite,
     register_cpu,
     register_cuda,
@@ -70,7 +72,25 @@ def check_esa_weights(op: str, x: Tensor, weights: ESAWeights) -> None:
         _checks.weight(op, x, value, name, shape)
 
 
+def _reduced_size(x: Tensor, inner: int) -> tuple[int, ...]:
+    return (x.shape[0], (inner + 15) // 16 * 16, *x.shape[2:])
+
+
+def empty_reduced(x: Tensor, inner: int) -> Tensor:
+    """Room for conv1 of a map as large as `x`, with `inner` channels, as operators in front of an ESA leave it."""
+    return x.new_empty(_reduced_size(x, inner)).to(memory_format=torch.channels_last)
+
+
+def check_reduced(op: str, x: Tensor, reduced: Tensor, weights: ESAWeights) -> None:
+    """`reduced` must be as large as conv1 of `x`."""
+    _checks.weight(op, x, reduced, "reduced", _reduced_size(x, weights.conv1_weight.shape[0]))
+
+
 def _fake(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
+    return empty_map(x, x.shape[1])
+
+
+def _fake_reduced(x: Tensor, *rest: Any) -> Tensor:
     return empty_map(x, x.shape[1])
 
 
@@ -85,13 +105,13 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], int], output: T
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
     x, *weights = ctx.saved_tensors
-    return (*torch.ops.fastsr.esa_backward(grad, x, weights, ctx.conv2_padding), None)
+    return (*_call_backward(grad, x, weights, ctx.conv2_padding), None)
 
 
 SCHEMA = "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])"
 
-define(
+_call, _call_backward = define(
     "esa",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -103,6 +123,8 @@ define(
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("esa")
 register_cuda("esa", SCHEMA, BACKWARD_SCHEMA)
+_cuda.define("esa_reduced", "(Tensor x, Tensor reduced, Tensor[] weights, int conv2_padding) -> Tensor")
+torch.library.register_fake("fastsr::_cuda_esa_reduced", _fake_reduced, lib=LIB)
 define_packed(
     "esa",
     "(Tensor[] weights) -> Tensor",
@@ -135,6 +157,7 @@ def esa(
     conv2_padding: int = 0,
     packed: Tensor | None = None,
     overwrite: bool = False,
+    reduced: Tensor | None = None,
 ) -> Tensor:
     """Enhanced spatial attention: x times a sigmoid gate from a small, strided side path.
 
@@ -147,6 +170,7 @@ def esa(
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
         packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
         overwrite: `x` is not needed any more, and may be returned with the result in it.
+        reduced: what `conv_mix_reduce` returned beside `x`; used where CUDA C++ runs without autograd.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -157,6 +181,10 @@ def esa(
     """
     _checks.feature_map("esa", x)
     check_size("esa", x, weights, conv2_padding)
+    if reduced is not None and fuses_on_cuda("esa", x, reduced, *weights):
+        check_esa_weights("esa", x, weights)
+        check_reduced("esa", x, reduced, weights)
+        return torch.ops.fastsr._cuda_esa_reduced(x, reduced, list(weights), conv2_padding, _gelu.code())
     if takes_packed("esa", packed, x, *weights):
         if not (overwrite and may_overwrite("esa", x)):
             return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
@@ -172,6 +200,6 @@ def esa(
     if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     if not (overwrite and may_overwrite("esa", x, *weights)):
-        return torch.ops.fastsr.esa(x, list(weights), conv2_padding)
+        return _call(x, list(weights), conv2_padding)
     torch.ops.fastsr.esa_(x, list(weights), conv2_padding)
     return x

@@ -16,7 +16,7 @@ from fastsr._native import LIB
 from fastsr.ops import _checks
 from fastsr.ops._define import empty_map, fuses_on_cuda, fuses_on_triton
 from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
-from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_size, esa
+from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa
 from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
@@ -97,6 +97,8 @@ def esa_cca(
     check_cca_weights("esa_cca", x, shortcut, *parameters)
     if backend == "triton":
         return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
+    if reduced is not None:
+        check_reduced("esa_cca", x, reduced, esa_weights)
     return torch.ops.fastsr._cuda_esa_cca(
         x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps, _gelu.code()
     )

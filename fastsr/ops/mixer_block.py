@@ -51,12 +51,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
     x, pre1, pre2, *weights = ctx.saved_tensors
-    gradients = torch.ops.fastsr.mixer_block_backward(grad, x, pre1, pre2, *weights, ctx.activation)
+    gradients = _call_backward(grad, x, pre1, pre2, *weights, ctx.activation)
     tensors = (x, *weights)
     return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None)
 
 
-define(
+_call, _call_backward = define(
     "mixer_block",
     f"(Tensor x, {_WEIGHTS}, bool keeps) -> (Tensor, Tensor, Tensor)",
     f"(Tensor grad, Tensor x, Tensor pre1, Tensor pre2, {_WEIGHTS}) -> "
@@ -123,5 +123,5 @@ def mixer_block(
         _checks.weight("mixer_block", x, bias, f"{name}_bias", (c,))
     _checks.mix_weights("mixer_block", x, *weights[4:])
     _checks.choice("mixer_block", activation, "activation", _checks.ACTIVATIONS)
-    y, _, _ = torch.ops.fastsr.mixer_block(x, *weights, _checks.ACTIVATIONS.index(activation), keeps)
+    y, _, _ = _call(x, *weights, _checks.ACTIVATIONS.index(activation), keeps)
     return y

@@ -49,13 +49,13 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], outpu
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     x, weight = ctx.saved_tensors
-    return (*torch.ops.fastsr.pixel_norm_backward(grad, x, weight, ctx.eps), None)
+    return (*_call_backward(grad, x, weight, ctx.eps), None)
 
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)"
 
-define(
+_call, _call_backward = define(
     "pixel_norm",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -91,4 +91,4 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
         backend = reference_because("pixel_norm", f"{x.shape[1]} channels exceed {CUDA_MAX_CHANNELS}")
     if backend == "reference":
         return reference.pixel_norm(x, weight, bias, eps)
-    return torch.ops.fastsr.pixel_norm(x, weight, bias, eps)
+    return _call(x, weight, bias, eps)

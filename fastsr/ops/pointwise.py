@@ -17,6 +17,7 @@ from fastsr.ops._define import (
     define,
     define_packed,
     empty_map,
+    records,
     register_cpu,
     register_cuda,
     register_triton,
@@ -49,7 +50,7 @@ def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, Tensor 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
     weight, bias, shortcut, *maps = ctx.saved_tensors
-    *gradients, d_shortcut = torch.ops.fastsr.pointwise_backward(grad, maps, weight, bias, shortcut, ctx.activation)
+    *gradients, d_shortcut = _call_backward(grad, maps, weight, bias, shortcut, ctx.activation)
     if not ctx.has_shortcut:
         return (*gradients, None, None)
     return (*gradients, d_shortcut if ctx.activation else grad, None)
@@ -61,7 +62,7 @@ BACKWARD_SCHEMA = (
     "-> (Tensor[], Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "pointwise",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -73,6 +74,54 @@ define(
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
 register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA, tf32=True)
+
+
+def _fake_kept(
+    inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int
+) -> tuple[Tensor, Tensor]:
+    y = empty_map(inputs[0], weight.shape[0])
+    return y, torch.empty_like(y, memory_format=torch.channels_last)
+
+
+def _fake_kept_backward(
+    grad: Tensor,
+    pre: Tensor,
+    inputs: list[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    has_shortcut: bool,
+    activation: int,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    return _fake_backward(grad, inputs, weight, bias, pre if has_shortcut else None, activation)
+
+
+def _setup_kept(
+    ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, Tensor | None, int], output: tuple[Tensor, Tensor]
+) -> None:
+    maps, weight, bias, shortcut, ctx.activation = inputs
+    ctx.has_shortcut = shortcut is not None
+    ctx.save_for_backward(output[1], weight, bias, *maps)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _kept_backward(ctx: Any, grad: Tensor, _: None) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
+    pre, weight, bias, *maps = ctx.saved_tensors
+    *gradients, d_shortcut = _call_kept_backward(grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation)
+    return (*gradients, d_shortcut if ctx.has_shortcut else None, None)
+
+
+# On the CPU and with autograd, where an activation follows: the second result is its argument, kept for the backward.
+_call_kept, _call_kept_backward = define(
+    "pointwise_kept",
+    SCHEMA.replace("-> Tensor", "-> (Tensor, Tensor)"),
+    "(Tensor grad, Tensor pre, Tensor[] inputs, Tensor weight, Tensor bias, bool has_shortcut, int activation) "
+    "-> (Tensor[], Tensor, Tensor, Tensor)",
+    fake=_fake_kept,
+    fake_backward=_fake_kept_backward,
+    setup_context=_setup_kept,
+    backward=_kept_backward,
+)
 define_packed(
     "pointwise",
     "(Tensor weight, Tensor bias) -> Tensor",
@@ -171,7 +220,9 @@ def pointwise(
         backend = reference_because("pointwise", reason)
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
-    return torch.ops.fastsr.pointwise(list(inputs), weight, bias, shortcut, code)
+    if backend == "cpu" and code and records(*inputs, weight, bias, shortcut):
+        return _call_kept(list(inputs), weight, bias, shortcut, code)[0]
+    return _call(list(inputs), weight, bias, shortcut, code)
 
 
 def _check_shortcut(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> None:

@@ -41,7 +41,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[3] and ctx.residual != 0
-    *gradients, d_lr = torch.ops.fastsr.upsample_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.residual, wanted)
+    *gradients, d_lr = _call_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.residual, wanted)
     return (*gradients, d_lr if wanted else None, None, None)
 
 
@@ -51,7 +51,7 @@ BACKWARD_SCHEMA = (
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-define(
+_call, _call_backward = define(
     "upsample",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -111,4 +111,4 @@ def upsample(
     if mixed or select("upsample", x) == "reference":
         return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)
     image = None if residual == "none" else lr
-    return torch.ops.fastsr.upsample(x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))
+    return _call(x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))

@@ -1,11 +1,13 @@
-// A program for AddressSanitizer: forward and backward of bsconv, conv3x3_gelu, conv_mix and upsample on memory of
-// exactly the size they need. With an argument, the image is said to be one row higher than it is, which must be found.
+// A program for AddressSanitizer: forward and backward of bsconv, conv3x3_gelu, conv_mix (and conv_mix_reduce) and
+// upsample on memory of exactly the size they need. With an argument, the image is said to be one row higher than it
+// is, which must be found.
 #include "bsconv_backward.cu"
 #include "bsconv_forward.cu"
 #include "conv3x3_backward.cu"
 #include "conv3x3_forward.cu"
 #include "conv_mix_backward.cu"
 #include "conv_mix_forward.cu"
+#include "conv_mix_reduce_forward.cu"
 #include "upsample_backward.cu"
 #include "upsample_forward.cu"
 
@@ -72,6 +74,11 @@ void run_conv_mix(int64_t dtype) {
   call.workspace = memory(conv_mix_workspace(call));
   check(conv_mix_forward(call, nullptr));
   check(conv_mix_backward(call, nullptr));
+  ConvMixReduceCall reducing{};
+  reducing.mix = call, reducing.inner = 12;
+  reducing.parameters[0] = memory.elements(12 * kK), reducing.parameters[1] = memory.elements(12);
+  reducing.reduced = memory.map(kMostMixReduced);
+  check(conv_mix_reduce_forward(reducing, nullptr));
 }
 
 void run_bsconv(int64_t dtype, int64_t channels) {

@@ -95,6 +95,8 @@ void esa(int64_t dtype, int64_t more_rows) {
   EsaCall call = esa_call(m, more_rows);
   run(m, call, esa_forward_workspace(call), esa_forward);
   run(m, call, esa_backward_workspace(call), esa_backward);
+  call.reduced = m.map(16, more_rows);
+  run(m, call, esa_forward_workspace(call), esa_forward);
 }
 
 void esa_cca(int64_t dtype, int64_t more_rows) {
@@ -106,7 +108,7 @@ void esa_cca(int64_t dtype, int64_t more_rows) {
   call.hidden = r, call.eps = 1e-5;
   for (int i = 0; i < 6; ++i) call.cca[i] = m.elements(sizes[i]);
   run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
-  call.reduced = m.map(16, more_rows);
+  call.esa.reduced = m.map(16, more_rows);
   run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
 }
 

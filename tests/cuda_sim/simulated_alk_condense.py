@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsr import _gelu
 from fastsr.ops._define import empty_map
+from fastsr.ops.esa import empty_reduced
 
 LIBRARY = Library("alk_condense")
 
@@ -43,8 +44,7 @@ def run(call: AlkCondenseCall, x: Tensor, maps: list[Tensor], eps: float) -> tup
     call.alk.x, call.alk.eps, call.alk.activation = View.of(x), eps, 1
     call.maps = (View * 3)(*(View.of(d) for d in maps))
     y = poisoned(empty_map(x, call.outputs))
-    size = (x.shape[0], (call.inner + 15) // 16 * 16, *x.shape[2:])
-    reduced = poisoned(torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last))
+    reduced = poisoned(empty_reduced(x, call.inner))
     call.y, call.reduced = View.of(y), View.of(reduced)
     if x.numel() > 0:
         LIBRARY.run("sim_alk_condense_forward", call)

@@ -32,7 +32,9 @@ def _pointers(tensors: Sequence[Tensor | None]) -> Any:
     return (ctypes.c_void_p * 6)(*(None if t is None else t.data_ptr() for t in tensors))
 
 
-def _call(x: Tensor, shortcut: Tensor, y: Tensor, parameters: Sequence[Tensor | None], activation: int) -> ConvMixCall:
+def call_of(
+    x: Tensor, shortcut: Tensor, y: Tensor, parameters: Sequence[Tensor | None], activation: int
+) -> ConvMixCall:
     pw = parameters[2]
     assert pw is not None
     call = ConvMixCall(DTYPES.index(x.dtype), DTYPES.index(pw.dtype), activation)
@@ -49,13 +51,13 @@ def operators() -> dict[str, Callable[..., Any]]:
         *given, activation = rest
         parameters = [None if p is None else p.contiguous() for p in given]
         y = empty_map(x, given[4].shape[0]).fill_(torch.nan)
-        LIBRARY.run("sim_conv_mix_forward", _call(x, shortcut, y, parameters, activation))
+        LIBRARY.run("sim_conv_mix_forward", call_of(x, shortcut, y, parameters, activation))
         return y
 
     def conv_mix_backward(grad: Tensor, x: Tensor, shortcut: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *given, activation = rest
         parameters = [None if p is None else p.contiguous() for p in given]
-        call = _call(x, shortcut, grad, parameters, activation)
+        call = call_of(x, shortcut, grad, parameters, activation)
         dx, d_shortcut = (empty_map(x, x.shape[1]).fill_(torch.nan) for _ in range(2))
         gradients = [None if p is None else torch.full_like(p, torch.nan) for p in parameters]
         call.gradients = _pointers(gradients)

@@ -23,7 +23,7 @@ class EsaCall(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "f", "padding", "accuracy", "count")),
         ("parameters", ctypes.c_void_p * MAX_PARAMETERS),
-        *((name, View) for name in ("x", "y", "dx")),
+        *((name, View) for name in ("x", "y", "reduced", "dx")),
         ("gradients", ctypes.c_void_p * MAX_PARAMETERS),
         ("workspace", ctypes.c_void_p),
     )
@@ -41,14 +41,24 @@ def call_of(x: Tensor, weights: Sequence[Tensor], padding: int) -> EsaCall:
     return call
 
 
-def esa(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
+def _forward(x: Tensor, reduced: Tensor | None, weights: list[Tensor], conv2_padding: int) -> Tensor:
     weights = [w.contiguous() for w in weights]
     y = poisoned(empty_map(x, x.shape[1]))
     if x.numel() > 0:
         call = call_of(x, weights, conv2_padding)
         call.y = View.of(y)
+        if reduced is not None:
+            call.reduced = View.of(reduced)
         LIBRARY.run("sim_esa_forward", call)
     return y
+
+
+def esa(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
+    return _forward(x, None, weights, conv2_padding)
+
+
+def _cuda_esa_reduced(x: Tensor, reduced: Tensor, weights: list[Tensor], conv2_padding: int, _: int) -> Tensor:
+    return _forward(x, reduced, weights, conv2_padding)
 
 
 def esa_backward(grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: int) -> tuple[Tensor, list[Tensor]]:
@@ -65,4 +75,4 @@ def esa_backward(grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: 
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    return {f.__name__: f for f in (esa, esa_backward)}
+    return {f.__name__: f for f in (esa, esa_backward, _cuda_esa_reduced)}

@@ -21,7 +21,7 @@ class EsaCcaCall(ctypes.Structure):
 
     _fields_ = (
         ("esa", EsaCall),
-        *((name, View) for name in ("reduced", "shortcut")),
+        ("shortcut", View),
         ("hidden", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("cca", ctypes.c_void_p * 6),
@@ -40,7 +40,7 @@ def _cuda_esa_cca(
         call = EsaCcaCall(esa=call_of(x, weights, conv2_padding), hidden=parameters[0].shape[0], eps=eps)
         call.esa.y, call.shortcut, call.cca = View.of(y), View.of(shortcut), pointers(parameters)
         if reduced is not None:
-            call.reduced = View.of(reduced)
+            call.esa.reduced = View.of(reduced)
         LIBRARY.run("sim_esa_cca_forward", call)
     return y
 

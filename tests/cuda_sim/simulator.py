@@ -222,6 +222,7 @@ def kernels_on_cpu() -> Iterator[None]:
     import simulated_cca_norm
     import simulated_conv3x3
     import simulated_conv_mix
+    import simulated_conv_mix_reduce
     import simulated_esa
     import simulated_esa_cca
     import simulated_pixel_norm
@@ -235,6 +236,7 @@ def kernels_on_cpu() -> Iterator[None]:
         simulated_cca_norm,
         simulated_conv3x3,
         simulated_conv_mix,
+        simulated_conv_mix_reduce,
         simulated_esa,
         simulated_esa_cca,
         simulated_pixel_norm,

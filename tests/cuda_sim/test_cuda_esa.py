@@ -10,6 +10,7 @@ import simulator
 import torch
 from kernel_checks import LAYOUTS, assert_twice_rule, device_of, feature_map, moved, results, weight
 from torch import Tensor
+from torch.nn import functional as F
 
 import fastsr
 from fastsr import ops
@@ -126,6 +127,38 @@ def test_too_many_channels_are_named() -> None:
         function(PLAIN, 0)(*inputs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "form", "padding"), [((1, 58, 21, 22), PLAIN, 0), ((2, 20, 13, 23), BLUEPRINT, 1)])
+def test_a_map_that_is_reduced_already(shape: tuple[int, ...], form: Any, padding: int, dtype: torch.dtype) -> None:
+    """Within the error of the operator itself; and it is what is given that counts."""
+    x, *weights = (moved(t, DEVICE) for t in case(shape, 12, form, dtype))
+    reduced = F.pad(F.conv2d(x.double(), *(w.double() for w in weights[:2])), (0, 0, 0, 0, 0, 4)).to(dtype)
+    reduced = reduced.contiguous(memory_format=torch.channels_last)
+
+    def run(given: Tensor | None) -> Tensor:
+        return ops.esa(x, form._make(weights), conv2_padding=padding, reduced=given)
+
+    with torch.no_grad():
+        with fastsr.backend("reference"):
+            plain, exact = run(reduced), function(form, padding)(x.double(), *(w.double() for w in weights))
+        with fastsr.backend("cuda"):
+            y, other = run(reduced), run(reduced + 1)
+    allowed = 2 * (plain - exact).abs().max() + 2 * torch.finfo(dtype).eps * exact.abs().max()
+    assert (y - exact).abs().max() <= allowed < (other - exact).abs().max()
+
+
+def test_what_is_reduced_has_to_fit() -> None:
+    x, *weights = (moved(t, DEVICE) for t in case((1, 8, 15, 15), 12, PLAIN))
+    with fastsr.backend("cuda"), torch.no_grad():
+        for wrong in (x, "x"):
+            with pytest.raises(fastsr.InputError, match="esa: reduced"):
+                ops.esa(x, PLAIN._make(weights), reduced=wrong)  # type: ignore[arg-type]
+    leaf = x.clone().requires_grad_()
+    with fastsr.backend("cuda"):
+        y = ops.esa(leaf, PLAIN._make(weights), reduced=torch.zeros(1, 16, 15, 15, device=DEVICE))
+        assert torch.equal(y, ops.esa(leaf, PLAIN._make(weights)))  # which is with autograd
+
+
 @pytest.mark.parametrize("form", (PLAIN, BLUEPRINT))
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_fakes_and_layouts(form: type, layout: str) -> None:
@@ -137,5 +170,8 @@ def test_fakes_and_layouts(form: type, layout: str) -> None:
         arguments = (torch.randn_like(x), x, weights, 1)
         torch.library.opcheck(torch.ops.fastsr.esa_backward.default, arguments, test_utils=checks[2])
         y = torch.ops.fastsr.esa(x, weights, 1)
+        arguments = (x, torch.zeros(1, 16, 13, 14, device=DEVICE).to(memory_format=torch.channels_last), weights, 1, 0)
+        run = torch.ops.fastsr._cuda_esa_reduced.default
+        torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
     memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
     assert y.is_contiguous(memory_format=memory_format)

@@ -139,6 +139,8 @@ def test_wrong_arguments_are_named() -> None:
             call(x, shortcut[:, :4], *rest)
         with pytest.raises(fastsr.InputError, match="esa_cca: conv4_weight has shape"):
             call(x, shortcut, *rest[:16], rest[16][:4], *rest[17:])
+        with pytest.raises(fastsr.InputError, match="esa_cca: reduced has shape"):
+            ops.esa_cca(x, shortcut, BLUEPRINT._make(rest[:18]), *rest[18:], conv2_padding=1, reduced=x)
 
 
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))

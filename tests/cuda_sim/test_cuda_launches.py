@@ -60,9 +60,16 @@ def frozen(net: nn.Module) -> nn.Module:
 
 @simulated_only
 def test_mlrn() -> None:
-    """Three convolutions around six blocks of two convolutions, the mixer and three of the ESA."""
+    """Three convolutions around six blocks of two convolutions, the mixer with conv1, the small map and the gate."""
     net = network("mlrn")
-    assert launches(net) == launches(frozen(net)) == 39 <= 40
+    assert launches(net) == launches(frozen(net)) == 33 <= 40
+
+
+@simulated_only
+def test_rlfn() -> None:
+    """A block: three convolutions, c5 and its packing, three of the ESA."""
+    net = network("rlfn")
+    assert launches(net) == launches(frozen(net)) == 51
 
 
 @simulated_only

@@ -23,7 +23,7 @@ import fastsr
 
 SHAPE = (1, 20, 19, 21)
 KINDS = ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
-NETS = ("alkdnet", "bsrn")  # their blocks call the fusions, frozen the ALK convolutions packed
+NETS = ("alkdnet", "bsrn", "mlrn")  # their blocks call the fusions, frozen the ALK convolutions packed
 
 
 def network(name: str, device: str) -> Callable[[], None]:

@@ -111,7 +111,6 @@ void norm_backward(const NormBackward<T>& b) {
   vf g_sums[kLanes] = {}, gx_sums[kLanes] = {};
   for (int64_t i = 0; i < b.count; ++i) {
     const vf mean = splat(m.mean[i]), rstd = splat(m.rstd[i]);
-    const bool own = i >= b.own_first && i < b.own_last;
     vf g_sum{}, gx_sum{};
 #pragma GCC unroll 4
     for (int64_t g = 0; g < groups; ++g) {
@@ -124,11 +123,6 @@ void norm_backward(const NormBackward<T>& b) {
         gy *= activate_grad<activation>(y);
       }
       store(b.gy + (i * groups + g) * kLanes, gy);
-      if (own) {
-        float *dw = b.gradients.norm_weight + g * kLanes, *db = b.gradients.norm_bias + g * kLanes;
-        store(dw, load(dw) + gy * xhat);
-        store(db, load(db) + gy);
-      }
       const vf scaled = gy * weight;
       g_sum += scaled;
       gx_sum += scaled * xhat;
@@ -140,17 +134,24 @@ void norm_backward(const NormBackward<T>& b) {
   alignas(64) float g_means[kLanes], gx_means[kLanes];
   store(g_means, channel_norm::lane_sums(g_sums) * inverse);
   store(gx_means, channel_norm::lane_sums(gx_sums) * inverse);
-  for (int64_t i = 0; i < b.count; ++i) {
-    const vf mean = splat(m.mean[i]), rstd = splat(m.rstd[i]), g_mean = splat(g_means[i]), gx_mean = splat(gx_means[i]);
-    const vf scale = rstd * kInverseWidth;  // the statistics are of v / width
-#pragma GCC unroll 4
-    for (int64_t g = 0; g < groups; ++g) {
+  for (int64_t g = 0; g < groups; ++g) {  // outside, so that the parameters' sums stay in registers
+    const vf weight = load(w.norm_weight + g * kLanes);
+    vf w_sum{}, b_sum{};
+    for (int64_t i = 0; i < b.count; ++i) {
       const int64_t at = (i * groups + g) * kLanes, to = g * b.pitch + i * kLanes;
-      const vf xhat = (load(b.v + at) - mean) * rstd;
-      const vf dv = scale * (load(b.gy + at) * load(w.norm_weight + g * kLanes) - g_mean - xhat * gx_mean);
+      const vf xhat = (load(b.v + at) - m.mean[i]) * m.rstd[i], gy = load(b.gy + at);
+      if (i >= b.own_first && i < b.own_last) {
+        w_sum += gy * xhat;
+        b_sum += gy;
+      }
+      // The statistics are of v / width.
+      const vf dv = (m.rstd[i] * kInverseWidth) * (gy * weight - g_means[i] - xhat * gx_means[i]);
 #pragma GCC unroll 3
       for (int j = 0; j < 3; ++j) store(b.da[j] + to, dv * load(b.slopes + j * b.slope_stride + at));
     }
+    float *dw = b.gradients.norm_weight + g * kLanes, *db = b.gradients.norm_bias + g * kLanes;
+    store(dw, load(dw) + w_sum);
+    store(db, load(db) + b_sum);
   }
 }
 

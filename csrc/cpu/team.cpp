@@ -1,0 +1,173 @@
+// The threads behind team.h. They are made when they are first needed and never end.
+#include "team.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace fastsr::cpu {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How long a thread looks for the next loop before it sleeps, about the time between two operators of a network, and
+// how long the caller looks for the end of the others, about the time of an item. Asleep it leaves its processor to
+// them, which they may be waiting for.
+constexpr std::chrono::microseconds kLooks{100}, kLooksForEnd{20};
+
+// Whether `changed` came true within `time`.
+template <class Changed>
+bool watch(std::chrono::microseconds time, Changed&& changed) {
+  const auto end = Clock::now() + time;
+  do
+    for (int i = 0; i < 32; ++i) {
+      if (changed()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
+  while (Clock::now() < end);
+  return false;
+}
+
+// How the processor treats numbers below the normal ones (torch.set_flush_denormal), which the caller's threads share:
+// results must not depend on who computes them.
+#if defined(__x86_64__)
+uint32_t float_mode() { return __builtin_ia32_stmxcsr(); }
+void set_float_mode(uint32_t mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
+#else
+int float_mode() { return 0; }
+void set_float_mode(int) {}
+#endif
+
+struct Job {
+  void (*run)(void*);
+  void* context;
+  int64_t open;                                // places for threads to join
+  decltype(float_mode()) mode = float_mode();  // the caller's
+  std::atomic<int64_t> inside{0};              // threads that have joined and not left
+  std::exception_ptr error;
+};
+
+class Team {
+ public:
+  void call(int64_t others, void (*run)(void*), void* context) {
+    Job job{run, context, others};
+    {
+      const std::lock_guard lock(mutex_);
+      grow(others);
+      jobs_.push_back(&job);
+    }
+    posted_.fetch_add(1);
+    posted_.notify_all();
+    attempt(job);
+    {
+      const std::lock_guard lock(mutex_);
+      std::erase(jobs_, &job);
+    }
+    const auto empty = [&] { return job.inside == 0; };
+    if (!watch(kLooksForEnd, empty))
+      for (uint32_t left = left_; !empty(); left = left_) left_.wait(left);
+    if (job.error) std::rethrow_exception(job.error);
+  }
+
+ private:
+  void attempt(Job& job) {
+    try {
+      job.run(job.context);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!job.error) job.error = std::current_exception();
+    }
+  }
+
+  // With the lock. Where the system has no more threads, the caller does more itself.
+  void grow(int64_t threads) try {
+    for (; size_ < threads; ++size_) std::thread([this] { work(); }).detach();
+  } catch (const std::system_error&) {
+  }
+
+  Job* join() {
+    const std::lock_guard lock(mutex_);
+    for (Job* job : jobs_)
+      if (job->open > 0) {
+        --job->open;
+        ++job->inside;
+        return job;
+      }
+    return nullptr;
+  }
+
+  [[noreturn]] void work() {
+    for (;;) {
+      const uint32_t posted = posted_;
+      if (Job* job = join()) {
+        set_float_mode(job->mode);
+        attempt(*job);
+        // The job is gone as soon as nobody is inside: its caller is told through the team.
+        --job->inside;
+        ++left_;
+        left_.notify_all();
+      } else if (!watch(kLooks, [&] { return posted_ != posted; })) {
+        posted_.wait(posted);
+      }
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<Job*> jobs_;                     // that can be joined, the oldest first
+  int64_t size_ = 0;                           // threads
+  std::atomic<uint32_t> posted_{0}, left_{0};  // how often a job came, and a thread left one
+};
+
+std::atomic<Team*> current{nullptr};
+
+// Never destroyed: its threads may be asleep in it when the process ends. A forked child has none of them and gets a
+// team of its own.
+Team& team() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr; });
+  static_cast<void>(registered);
+#endif
+  Team* existing = current;
+  if (existing) return *existing;
+  Team* made = new Team;
+  if (current.compare_exchange_strong(existing, made)) return *made;
+  delete made;
+  return *existing;
+}
+
+}  // namespace
+
+void call_together(int64_t others, void (*run)(void*), void* context) { team().call(others, run, context); }
+
+bool openmp_binds_threads() {
+  static const bool binds = [] {
+    const char* bind = std::getenv("OMP_PROC_BIND");
+    return (bind && *bind && std::strcmp(bind, "false") != 0 && std::strcmp(bind, "FALSE") != 0) ||
+           std::getenv("GOMP_CPU_AFFINITY") || std::getenv("KMP_AFFINITY");
+  }();
+  return binds;
+}
+
+}  // namespace fastsr::cpu

@@ -1,0 +1,96 @@
+"""Calls operators without the Python that torch.library puts in front of them.
+
+An operator with a derivative from `torch.library.register_autograd` runs some fifty microseconds of Python per call,
+with or without autograd, which is longer than many a kernel takes. Eagerly the functions here go past it, below the
+dispatcher's autograd keys, with a `torch.autograd.Function` of their own where autograd records. What they compute and
+save is the same. Whoever traces or transforms (torch.compile, torch.func) sees the operator itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def records(*values: Any) -> bool:
+    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _transformed() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def backward_caller(name: str) -> Callable[..., Any]:
+    """A function that calls the backward operator `fastsr::name`."""
+    operator = getattr(torch.ops.fastsr, name).default
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() or _transformed():  # with create_graph: it says that it cannot be differentiated
+            return operator(*args)
+        with _below_autograd():
+            return operator(*args)
+
+    return call
+
+
+def caller(
+    op: str, schema: str, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function that calls `fastsr::op`; setup_context and backward as for `torch.library.register_autograd`."""
+    operator = getattr(torch.ops.fastsr, op).default
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *tensors, layout = inputs
+        args = tensors if layout is None else _nested(tensors, layout)
+        with _below_autograd():
+            output = operator(*args)
+        setup_context(ctx, args, output)
+        ctx.layout = layout
+        return output
+
+    def gradients(ctx: Any, *grads: Any) -> Any:
+        found = backward(ctx, *grads)
+        return (*(found if ctx.layout is None else _flat(found, ctx.layout)), None)
+
+    # autograd knows tensors among the arguments, not in lists; the last argument says how long the lists are.
+    function: Any = type(
+        f"fastsr_{op}",
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(gradients)},
+    )
+    has_lists = "Tensor[]" in schema.split("->", maxsplit=1)[0]
+
+    def call(*args: Any) -> Any:
+        if _transformed():
+            return operator(*args)
+        layout = tuple(len(a) if isinstance(a, list) else -1 for a in args) if has_lists else None
+        tensors = args if layout is None else _flat(args, layout)
+        if records(*tensors):
+            return function.apply(*tensors, layout)
+        with _below_autograd():
+            return operator(*args)
+
+    return call
+
+
+def _flat(args: Any, layout: tuple[int, ...]) -> list[Any]:
+    """The arguments (or their gradients) with lists resolved, whose lengths `layout` has; -1 is no list."""
+    flat: list[Any] = []
+    for a, length in zip(args, layout, strict=True):
+        if length < 0:
+            flat.append(a)
+        else:
+            flat.extend([None] * length if a is None else a)
+    return flat
+
+
+def _nested(flat: list[Any], layout: tuple[int, ...]) -> list[Any]:
+    """The inverse of `_flat`."""
+    rest = iter(flat)
+    return [next(rest) if length < 0 else [next(rest) for _ in range(length)] for length in layout]
