@@ -1,7 +1,8 @@
 """`make gpu-check`: all that a GPU machine is asked for, in one command, within 9 minutes, with nothing installed.
 
-Builds, tests, measures the ceilings, and times operators, networks and training. Each step has a time limit of its own
-and a log; one that fails or is cut off does not lose the others, and what it had written stays. Steps:
+Builds, tests, measures the ceilings, times operators, networks and training, and has compute-sanitizer look at small
+calls where it is installed. Each step has a time limit of its own and a log; one that fails or is cut off does not lose
+the others, and what it had written stays. Steps:
 
     make gpu-check OUT=folder                     all of them
     make gpu-check OUT=folder STEPS="test ops"    some, which share the time of all
@@ -23,8 +24,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.sanitize import ABSENT
+
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL = 530.0  # seconds, for all steps
+TOTAL = 535.0  # seconds, for all steps
 _GRACE = 5.0  # seconds between being asked to end and being ended
 
 
@@ -39,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: ok, failed, timeout, or skipped because no time was left."""
+    """What became of a step: ok, failed, timeout, absent (its tool is not installed) or skipped for want of time."""
 
     name: str
     state: str
@@ -68,11 +71,12 @@ def all_steps(out: Path, device: str) -> list[Step]:
         Step("build", (python, "setup.py", "-q", "build_ext", "--inplace"), 120),
         Step("test", (python, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-v"), 100),
         Step("ceilings", (python, "-m", "fastsr.bench.machine", device), 20),
-        bench(out, device, "ops", 60, "ops", *half, *image, "--direction", "forward", "--peers", plain),
-        bench(out, device, "models", 50, "models", *half, *image, *nets, "--peers", graphs),
-        bench(out, device, "train", 40, "train", "--dtype", "bf16", *patches, *nets, "--peers", graphs),
-        bench(out, device, "backward", 40, "ops", *half, *patches, "--direction", "backward", "--peers", plain),
-        bench(out, device, "compile", 85, "models", *half, *image, *nets, "--peers", compiled),
+        bench(out, device, "ops", 55, "ops", *half, *image, "--direction", "forward", "--peers", plain),
+        bench(out, device, "models", 45, "models", *half, *image, *nets, "--peers", graphs),
+        bench(out, device, "train", 35, "train", "--dtype", "bf16", *patches, *nets, "--peers", graphs),
+        bench(out, device, "backward", 35, "ops", *half, *patches, "--direction", "backward", "--peers", plain),
+        Step("sanitize", (python, "-m", "benchmarks.sanitize", "--budget", "{budget}"), 50),
+        bench(out, device, "compile", 60, "models", *half, *image, *nets, "--peers", compiled),
     ]
 
 
@@ -110,7 +114,7 @@ def run_step(step: Step, limit: float, log: Path) -> Outcome:
         status = _wait(process, limit)
         if status is None:
             file.write(f"\ngpu-check: cut off after {limit:.0f} s\n".encode())
-    state = "timeout" if status is None else "ok" if status == 0 else "failed"
+    state = "timeout" if status is None else {0: "ok", ABSENT: "absent"}.get(status, "failed")
     return Outcome(step.name, state, status, round(time.monotonic() - begin, 1), limit, log.name)
 
 
@@ -144,7 +148,7 @@ def run_steps(steps: Sequence[Step], out: Path, total: float = TOTAL) -> list[Ou
             outcome = run_step(step, min(step.limit, left), log)
         outcomes.append(outcome)
         print(f"gpu-check: {outcome.name} {outcome.state}, {outcome.seconds:.0f} s", flush=True)
-        if outcome.state in ("failed", "timeout"):
+        if outcome.state in ("failed", "timeout", "absent"):
             print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-8:]), flush=True)
         _keep(out / "check.json", outcomes)
     return outcomes
@@ -166,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = chosen_steps(all_steps(out, arguments.device), arguments.steps.replace(",", " ").split())
     outcomes = run_steps(steps, out)
     print(f"gpu-check: logs and results are in {out}")
-    return int(any(outcome.state != "ok" for outcome in outcomes))
+    return int(any(outcome.state not in ("ok", "absent") for outcome in outcomes))
 
 
 if __name__ == "__main__":

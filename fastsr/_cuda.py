@@ -20,6 +20,7 @@ DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
 
 _routed: set[str] = set()
 _fits: dict[str, Callable[..., bool]] = {}
+_in_tf32: set[str] = set()
 
 
 def missing() -> str | None:
@@ -32,10 +33,16 @@ def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     return missing() or _device.reason_against("cuda", x, dtypes, DEVICES)
 
 
-def define(name: str, schema: str) -> None:
-    """Define `fastsr::_cuda_<name>`, for the compiled library: the public schema with the accuracy of GELU."""
+def define(name: str, schema: str, tf32: bool = False) -> None:
+    """Define `fastsr::_cuda_<name>`, for the compiled library: the public schema with the accuracy of GELU.
+
+    With `tf32` also with whether products of float32 may be of TF32.
+    """
     arguments, results = schema.split(") -> ", 1)
-    LIB.define(f"_cuda_{name}{arguments}, int accuracy) -> {results}")
+    more = "int accuracy, bool tf32" if tf32 else "int accuracy"
+    LIB.define(f"_cuda_{name}{arguments}, {more}) -> {results}")
+    if tf32:
+        _in_tf32.add(name)
 
 
 def limit(op: str, fits: Callable[..., bool]) -> None:
@@ -59,7 +66,8 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
         fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
         if fits and select(op, first) == "cuda":
-            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, _gelu.code())
+            more = (_gelu.code(), _device.allows_tf32(first)) if name in _in_tf32 else (_gelu.code(),)
+            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, *more)
         return run_triton(*args)
 
     run.__name__ = name

@@ -37,6 +37,15 @@ def find_device(name: str, label: str | None = None, types: Sequence[str] | None
     return device
 
 
+def allows_tf32(x: Tensor) -> bool:
+    """Whether float32 maps on the device of `x` may be multiplied in TF32: where PyTorch lets its convolutions do so.
+
+    Not traceable: dynamo does not look into torch.backends.
+    """
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return x.is_cuda and torch.version.hip is None and conv.fp32_precision == "tf32"
+
+
 def reason_against(kind: str, x: Tensor, dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> str | None:
     """Why GPU kernels of `kind`, for `dtypes` on `devices`, cannot take maps like `x`, or None.
 

@@ -5,7 +5,8 @@ backend it has a kernel for, a `can_run` function that returns None or the reaso
 tensors. Without a forced backend the first that can run is taken, and falling back is logged once with its reason;
 with one (`fastsr.backend(...)` or FASTSR_BACKEND), not being able to run is an error.
 
-`select` reads only tensor metadata and plain globals, so that `torch.compile` folds it away under guards.
+`select` reads only tensor metadata and plain globals, so that `torch.compile` folds it away under guards; whether TF32
+is allowed, it asks outside of torch.compile only.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from fastsr import _env
+from fastsr import _device, _env
 from fastsr.errors import BackendError, InputError
 
 logger = logging.getLogger("fastsr")
@@ -47,6 +48,14 @@ FIRST_ON_GPU: dict[str, tuple[str, str]] = {
     "bsconv": ("cuda", "not measured"),
 }
 FIRST_BY_DEFAULT = ("triton", "not measured")
+# Beside it for float32 where TF32 is allowed: Triton's products are then of TF32, those of these operators' CUDA C++
+# kernels FMAs, whose 64 to 144 per element take longer than its bytes.
+FIRST_IN_TF32: dict[str, tuple[str, str]] = {
+    "alk_conv": ("triton", "not measured"),
+    "alk_stage": ("triton", "not measured"),
+    "bsconv": ("triton", "not measured"),
+    "conv_mix": ("triton", "not measured"),
+}
 
 CanRun = Callable[[Tensor], "str | None"]
 
@@ -140,12 +149,31 @@ def _log_once(op: str, reason: str) -> None:
     logger.info("%s runs on the reference path: %s", op, reason)
 
 
-def candidates(op: str, device_type: str) -> tuple[str, ...]:
-    """The backends with kernels for a device, in the order in which they are tried."""
-    if device_type == "cuda":
-        first, _ = FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
-        return ("cuda", "triton") if first == "cuda" else ("triton", "cuda")
-    return (device_type,) if device_type in BACKENDS else ()
+def in_tf32(x: Tensor) -> bool:
+    """Whether maps like `x` may be multiplied in TF32.
+
+    torch.compile cannot look where that is set; there the operator asks again when it runs.
+    """
+    return x.dtype == torch.float32 and not torch.compiler.is_compiling() and _device.allows_tf32(x)
+
+
+def first_on_gpu(op: str, x: Tensor) -> tuple[str, str]:
+    """Of CUDA C++ and Triton, the one that is tried first for maps like `x`, and what says so."""
+    if op in FIRST_IN_TF32 and in_tf32(x):
+        return FIRST_IN_TF32[op]
+    return FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
+
+
+def left_to_triton(op: str, x: Tensor) -> bool:
+    """Whether TF32 leads fusions with `op` from CUDA C++ to Triton, as it leads `op` itself."""
+    return _forced == "auto" and op in FIRST_IN_TF32 and in_tf32(x) and can_run(op, "triton", x) is None
+
+
+def candidates(op: str, x: Tensor) -> tuple[str, ...]:
+    """The backends with kernels for the device of `x`, in the order in which they are tried."""
+    if x.device.type == "cuda":
+        return ("cuda", "triton") if first_on_gpu(op, x)[0] == "cuda" else ("triton", "cuda")
+    return (x.device.type,) if x.device.type in BACKENDS else ()
 
 
 def select(op: str, x: Tensor) -> str:
@@ -161,7 +189,7 @@ def select(op: str, x: Tensor) -> str:
         return _select_forced(op, x)
     kernels = _kernels[op]
     reason = f"{op} has no kernel for this device"
-    for name in candidates(op, x.device.type):
+    for name in candidates(op, x):
         check = kernels.get(name)
         if check is not None:
             failed = check(x)

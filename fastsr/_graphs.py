@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _gelu
+from fastsr import _device, _gelu
 from fastsr._dispatch import current_backend, exporting
 from fastsr.errors import BackendError, FastsrError
 
@@ -153,4 +153,5 @@ def _key(x: Tensor) -> Hashable:
     """All that a recorded call depends on, but for the values in `x` and the weights."""
     kind = x.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return x.shape, x.stride(), x.dtype, autocast, current_backend(), _gelu.current_gelu()
+    tf32 = _device.allows_tf32(x)
+    return x.shape, x.stride(), x.dtype, autocast, current_backend(), _gelu.current_gelu(), tf32

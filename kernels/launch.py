@@ -9,6 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from fastsr._device import allows_tf32
+
 MIN_DOT = 16  # the least extent that tl.dot takes
 
 
@@ -33,8 +35,7 @@ def architecture(x: Tensor) -> str:
 
 def dot_precision(x: Tensor) -> str:
     """How tl.dot multiplies float32: TF32 where PyTorch lets its convolutions do so, otherwise IEEE."""
-    allowed = x.is_cuda and torch.version.hip is None and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"
+    return "tf32" if allows_tf32(x) else "ieee"
 
 
 def cdiv(a: int, b: int) -> int:

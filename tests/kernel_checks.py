@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -56,6 +57,21 @@ def moved(x: Tensor, device: str) -> Tensor:
         return x
     memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
     return memory.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+@contextmanager
+def float32_precision(precision: str) -> Iterator[None]:
+    """How PyTorch's convolutions, and the GPU kernels with them, multiply float32: "ieee" or "tf32".
+
+    pytest's monkeypatch cannot give the attribute back: it is no entry of the object's __dict__.
+    """
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    conv.fp32_precision = precision
+    try:
+        yield
+    finally:
+        conv.fp32_precision = before
 
 
 def results(

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from benchmarks import gpu_check  # noqa: E402
+from benchmarks import gpu_check, sanitize  # noqa: E402
 from benchmarks.gpu_check import TOTAL, Step, all_steps, chosen_steps, run_steps  # noqa: E402
 
 
@@ -112,6 +112,44 @@ def test_the_real_steps_name_what_the_registry_knows(tmp_path: Path) -> None:
         request = _request(arguments, arguments.groups)
         check(request, load_registry())
         assert list(jobs(request, load_registry()))
+
+
+FAKE_SANITIZER = """#!/bin/sh
+echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"
+[ "$2" = racecheck ] && exit 1
+exit 0
+"""
+
+
+@pytest.mark.parametrize("place", ("bin", "compute-sanitizer"))
+def test_both_tools_look_and_one_finding_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    program = tmp_path / place / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text(FAKE_SANITIZER)
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", os.defpath)
+    (step,) = chosen_steps(all_steps(tmp_path, "cuda"), ["sanitize"])
+    (outcome,) = run_steps([step], tmp_path)
+    assert (outcome.state, outcome.status) == ("failed", 1)
+    log = (tmp_path / "0-sanitize.log").read_text()
+    for tool, status in (("memcheck", 0), ("racecheck", 1)):
+        assert f"1 --tool {tool} --error-exitcode 1 --kernel-name kernel_substring=fastsr" in log
+        assert f"sanitize: {tool} ended with {status}" in log
+    assert str(sanitize.CALLS) in log and sanitize.CALLS.exists()
+
+
+def test_a_missing_sanitizer_is_said_and_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if sanitize.find_sanitizer() is not None:
+        pytest.skip("compute-sanitizer is installed")
+    assert gpu_check.main(["--out", str(tmp_path), "--steps", "sanitize"]) == 0
+    shown = capsys.readouterr().out
+    assert "sanitize absent" in shown and "compute-sanitizer is not installed: it comes with the CUDA toolkit" in shown
+    assert json.loads((tmp_path / "check.json").read_text())[0]["state"] == "absent"
 
 
 def test_make(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import types
 
 import pytest
 import torch
+from kernel_checks import float32_precision
 
 import fastsr
-from fastsr import _cuda, _dispatch, _native, ops
+from fastsr import _cuda, _device, _dispatch, _native, ops
 from fastsr.ops.alk_conv import runs_on_reference
 
 
@@ -94,6 +95,58 @@ def test_the_gpu_s_two_backends_are_tried_in_the_order_of_the_table(monkeypatch:
         monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: None)
 
 
+@pytest.fixture
+def tf32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps are on a GPU whose float32 products may be of TF32; alk_conv has both kernels."""
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(_device, "allows_tf32", lambda x: True)
+    for op in ("alk_conv", "esa"):
+        monkeypatch.setitem(_dispatch._kernels, op, {"cuda": lambda x: None, "triton": lambda x: None})
+
+
+@pytest.mark.usefixtures("tf32_on_a_gpu")
+def test_triton_goes_first_where_only_its_products_are_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1, 4, 3, 3, device="meta")
+    assert _dispatch.select("alk_conv", x) == "triton"
+    assert _dispatch.select("alk_conv", x.half()) == "cuda"
+    monkeypatch.setitem(_dispatch._kernels["alk_conv"], "triton", lambda x: "the test forbids it")
+    assert _dispatch.select("alk_conv", x) == "cuda"
+    monkeypatch.setattr(_device, "allows_tf32", lambda x: False)
+    monkeypatch.setitem(_dispatch._kernels["alk_conv"], "triton", lambda x: None)
+    assert _dispatch.select("alk_conv", x) == "cuda"
+
+
+@pytest.mark.usefixtures("tf32_on_a_gpu")
+def test_a_fusion_of_such_an_operator_is_left_to_triton_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1, 4, 3, 3, device="meta")
+    assert not ops.fuses_on_cuda("alk_conv", x)
+    assert ops.fuses_on_cuda("alk_conv", x.half()) and ops.fuses_on_cuda("esa", x)
+    with fastsr.backend("cuda"):
+        assert ops.fuses_on_cuda("alk_conv", x)
+    monkeypatch.setitem(_dispatch._kernels["alk_conv"], "triton", lambda x: "the test forbids it")
+    assert ops.fuses_on_cuda("alk_conv", x)
+
+
+def test_operators_that_know_tf32_need_no_entry_for_it() -> None:
+    cuda_first = {op for op, (first, _) in _dispatch.FIRST_ON_GPU.items() if first == "cuda"}
+    assert cuda_first - _cuda._in_tf32 <= set(_dispatch.FIRST_IN_TF32)
+    assert not _cuda._in_tf32 & set(_dispatch.FIRST_IN_TF32)
+
+
+def test_the_precision_is_no_obstacle_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be traced, and is not asked there."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(_device, "allows_tf32", lambda x: cudnn.conv.fp32_precision == "tf32")
+    with pytest.raises(Exception, match="fp32_precision"):
+        torch.compile(lambda x: x + _device.allows_tf32(x), fullgraph=True, backend="eager")(torch.zeros(2))
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        return x + (1 if _dispatch.first_on_gpu("alk_conv", x)[0] == "cuda" else -1)
+
+    assert torch.equal(shifted(torch.zeros(2)), torch.ones(2))
+
+
 def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the function under an operator's CUDA key, without a GPU."""
     calls = []
@@ -113,6 +166,36 @@ def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatc
         ("triton", "pixel_norm", (x, 1)),
         ("cuda", "pixel_norm", (x, 1, 2)),
     ]
+
+
+@pytest.mark.parametrize("allowed", (False, True))
+def test_tf32_is_an_argument_of_the_call(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """Of the operators that know it, forward and backward."""
+    calls = []
+    names = ("_cuda_pointwise", "_cuda_pointwise_backward", "_cuda_pixel_norm")
+    fakes = {name: lambda *args, name=name: calls.append((name, args[1:])) for name in names}
+    monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(**fakes))
+    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: None)
+    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    monkeypatch.setattr(_cuda._device, "allows_tf32", lambda x: allowed)
+    for name in names:
+        name = name.removeprefix("_cuda_")
+        _cuda._operator(name.removesuffix("_backward"), name)(torch.empty(1, 8, 2, 2), torch.empty(8, 8, 1, 1))
+    assert [args[-1] for _, args in calls[:2]] == [allowed, allowed]
+    assert [len(args) for _, args in calls] == [3, 3, 2]
+
+
+def test_tf32_is_allowed_where_pytorch_s_convolutions_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(1)
+    with float32_precision("tf32"):
+        assert not _device.allows_tf32(x)  # on the CPU
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        assert _device.allows_tf32(x)
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+        assert not _device.allows_tf32(x)
+        monkeypatch.setattr(torch.version, "hip", None)
+    with float32_precision("ieee"):
+        assert not _device.allows_tf32(x)
 
 
 def test_environment_forces_the_backend() -> None:

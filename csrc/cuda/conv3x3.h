@@ -17,7 +17,7 @@ namespace fastsr::cuda {
 // backward dx.
 struct Conv3x3Call {
   int64_t dtype, parameter_dtype;
-  int64_t activation, accuracy;         // accuracy of GELU: 0 default, 1 exact, 2 fast
+  int64_t activation, accuracy, tf32;   // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
   const void *weight, *bias;            // [K, C, 3, 3] and [K], contiguous
   TensorView x, y, shortcut;            // y: the output, or its gradient in the backward
   TensorView dx;                        // backward only, as is the rest

@@ -67,7 +67,8 @@ cudaError_t conv3x3_backward_as(const Conv3x3Call& call, cudaStream_t stream) {
 int64_t conv3x3_workspace(const Conv3x3Call& call) { return conv3x3_scratch(call).end; }
 
 cudaError_t conv3x3_backward(const Conv3x3Call& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return conv3x3_backward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32,
+                      [&](auto type) { return conv3x3_backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

@@ -9,7 +9,8 @@ namespace {
 
 constexpr const char* kOp = "conv3x3_gelu";
 
-Conv3x3Call call_of(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation, int64_t accuracy) {
+Conv3x3Call call_of(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t activation, int64_t accuracy,
+                    bool tf32) {
   check_image(kOp, x);
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3, kOp,
                   ": weight must be [K, ", x.size(1), ", 3, 3]");
@@ -19,6 +20,7 @@ Conv3x3Call call_of(const Tensor& x, const Tensor& weight, const Tensor& bias, i
   call.dtype = dtype_code(x.scalar_type());
   call.activation = activation;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   call.x = view_of<TensorView>(x);
   return call;
 }
@@ -30,8 +32,8 @@ void fill(Conv3x3Call& call, const Parameters& parameters) {
 }
 
 Tensor conv3x3_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& shortcut,
-                    int64_t activation, int64_t accuracy) {
-  Conv3x3Call call = call_of(x, weight, bias, activation, accuracy);
+                    int64_t activation, int64_t accuracy, bool tf32) {
+  Conv3x3Call call = call_of(x, weight, bias, activation, accuracy, tf32);
   if (shortcut) {
     check_beside(kOp, x, *shortcut, weight.size(0), "shortcut");
     call.shortcut = view_of<TensorView>(*shortcut);
@@ -48,8 +50,8 @@ Tensor conv3x3_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias, c
 
 std::tuple<Tensor, Tensor, Tensor> conv3x3_gelu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                          const Tensor& bias, int64_t activation, bool needs_dx,
-                                                         int64_t accuracy) {
-  Conv3x3Call call = call_of(x, weight, bias, activation, accuracy);
+                                                         int64_t accuracy, bool tf32) {
+  Conv3x3Call call = call_of(x, weight, bias, activation, accuracy, tf32);
   check_beside(kOp, x, grad, weight.size(0), "grad");
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, {&weight, &bias});

@@ -26,6 +26,7 @@ cudaError_t start_conv3x3(Conv3x3<T> a, cudaStream_t stream) {
 
 // Compiled with the forward, and used by the backward.
 extern template cudaError_t start_conv3x3(Conv3x3<float>, cudaStream_t);
+extern template cudaError_t start_conv3x3(Conv3x3<Tf32>, cudaStream_t);
 extern template cudaError_t start_conv3x3(Conv3x3<Half>, cudaStream_t);
 extern template cudaError_t start_conv3x3(Conv3x3<BFloat16>, cudaStream_t);
 

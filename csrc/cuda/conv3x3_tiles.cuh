@@ -36,15 +36,14 @@ struct ConvBlock {
   static constexpr int kShared = kWeightBytes + 4 * kOut + (kHaloBytes > kStageBytes ? kHaloBytes : kStageBytes);
 };
 
-// The sums of a warp's two rows: in 16 bits fragments of products of 16 pixels x 8 channels; in float32 a run of
+// The sums of a warp's two rows: on tensor cores fragments of products of 16 pixels x 8 channels; in float32 a run of
 // pixels x 4 or 8 channels per lane.
 template <class B, class T = typename B::T>
 struct ConvSums {
-  static constexpr bool kTensorCores = sizeof(T) == 2;
-  static constexpr int kOutLanes = B::kOut == 64 ? 8 : 4;                 // lanes that share pixels
-  static constexpr int kRun = kOutLanes, kOuts = B::kOut / kOutLanes;     // pixels and channels of a lane
-  static constexpr int kFirst = kTensorCores ? 2 * (B::kOut / 8) : kRun;  // 2 rows, each of N products
-  static constexpr int kSecond = kTensorCores ? 4 : kOuts;
+  static constexpr int kOutLanes = B::kOut == 64 ? 8 : 4;                    // lanes that share pixels
+  static constexpr int kRun = kOutLanes, kOuts = B::kOut / kOutLanes;        // pixels and channels of a lane
+  static constexpr int kFirst = kTensorCores<T> ? 2 * (B::kOut / 8) : kRun;  // 2 rows, each of N products
+  static constexpr int kSecond = kTensorCores<T> ? 4 : kOuts;
   float sum[kFirst][kSecond];
 
   __device__ __forceinline__ void clear() {
@@ -60,17 +59,20 @@ struct ConvSums {
   // Adds the products of `channels` channels in.
   __device__ __forceinline__ void add(const T* halo, const uint32_t* weights, int channels) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if constexpr (kTensorCores) {
-      constexpr int N = B::kOut / 16;
-      const T* from = halo + (2 * warp * kHaloColumns + lane % 16) * B::kPitch + lane / 16 * 8;
+    if constexpr (kTensorCores<T>) {
+      constexpr int N = B::kOut / 16, kStep = conv_step<T>;
+      const T* from = halo + (2 * warp * kHaloColumns + lane % 16) * B::kPitch + lane / 16 * (kStep / 2);
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
 #pragma unroll 1
-      for (int c = 0; c < channels; c += 16, from += 16, w += 9 * N * 32) {
+      for (int c = 0; c < channels; c += kStep, from += kStep, w += 9 * N * 32) {
 #pragma unroll
         for (int tx = 0; tx < 3; ++tx) {
           uint32_t rows[4][4];
 #pragma unroll
-          for (int r = 0; r < 4; ++r) load_matrices(rows[r], from + (r * kHaloColumns + tx) * B::kPitch);
+          for (int r = 0; r < 4; ++r) {
+            load_matrices(rows[r], from + (r * kHaloColumns + tx) * B::kPitch);
+            for_product<T>(rows[r]);
+          }
 #pragma unroll
           for (int ty = 0; ty < 3; ++ty)
 #pragma unroll
@@ -79,8 +81,8 @@ struct ConvSums {
 #pragma unroll
               for (int r = 0; r < 2; ++r) {
                 const uint32_t (&a)[4] = rows[r + ty];
-                mma_k16<T>(sum[(r * N + n) * 2], a[0], a[1], a[2], a[3], b.x, b.y);
-                mma_k16<T>(sum[(r * N + n) * 2 + 1], a[0], a[1], a[2], a[3], b.z, b.w);
+                mma<T>(sum[(r * N + n) * 2], a[0], a[1], a[2], a[3], b.x, b.y);
+                mma<T>(sum[(r * N + n) * 2 + 1], a[0], a[1], a[2], a[3], b.z, b.w);
               }
             }
         }
@@ -128,7 +130,7 @@ struct ConvSums {
   // Row `r` of the warp's two as [pixel][channel].
   __device__ __forceinline__ void put_row(int r, float* to) const {
     const int lane = threadIdx.x % 32;
-    if constexpr (kTensorCores) {
+    if constexpr (kTensorCores<T>) {
       constexpr int kBlocks = B::kOut / 8;
       to += lane / 4 * B::kStagePitch + lane % 4 * 2;
 #pragma unroll

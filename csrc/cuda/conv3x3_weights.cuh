@@ -5,6 +5,7 @@
 #pragma once
 
 #include "parameter.cuh"
+#include "tf32.cuh"
 
 namespace fastsr::cuda {
 
@@ -21,7 +22,11 @@ struct Conv3x3Weights {
 
 // Channels in at a time: 73 KB of weights for 64 channels out, or 38 KB.
 template <class T>
-constexpr int conv_inputs = sizeof(T) == 2 ? 64 : 16;
+constexpr int conv_inputs = kTensorCores<T> ? 128 / static_cast<int>(sizeof(T)) : 16;
+
+// Of them, those of one step: 32 bytes.
+template <class T>
+constexpr int conv_step = 32 / static_cast<int>(sizeof(T));
 
 // float32: [input][tap][output], inputs apart by so much that they begin on different banks.
 __host__ __device__ constexpr int conv_float_pitch(int n) { return 9 * 16 * n + 4; }
@@ -29,7 +34,7 @@ __host__ __device__ constexpr int conv_float_pitch(int n) { return 9 * 16 * n + 
 // 32-bit words for 16 * `n` channels out.
 template <class T>
 constexpr int conv_weight_words(int n) {
-  return sizeof(T) == 2 ? conv_inputs<T> / 16 * 9 * n * 128 : conv_inputs<T> * conv_float_pitch(n);
+  return kTensorCores<T> ? conv_inputs<T> / conv_step<T> * 9 * n * 128 : conv_inputs<T> * conv_float_pitch(n);
 }
 
 template <class T, class P>
@@ -41,7 +46,7 @@ __device__ __forceinline__ uint32_t packed_pair(const P& low, const P& high) {
     return pack2<T>(to_float(low), to_float(high));
 }
 
-// Outputs from k0 on, inputs [c0, c0 + channels) and zeros up to the next multiple of 16 (of 4 in float32).
+// Outputs from k0 on, inputs [c0, c0 + channels) and zeros up to the next multiple of 16 (of 8 in TF32, 4 in float32).
 template <class T, int N, int Threads>
 __device__ __forceinline__ void pack_conv_weights(const Conv3x3Weights& w, int k0, int c0, int channels, uint32_t* to) {
   // Filters are read in the order of memory; an invalid one is read from the beginning and then masked.
@@ -67,13 +72,19 @@ __device__ __forceinline__ void pack_conv_weights(const Conv3x3Weights& w, int k
 #pragma unroll 1
       for (int i = threadIdx.x; i < conv_inputs<T> * 16 * N; i += Threads) {
         const int input = i % conv_inputs<T>, output = i / conv_inputs<T>;
-        if (input >= (channels + 3) / 4 * 4) continue;
+        constexpr int kUpTo = kTensorCores<T> ? 8 : 4, kTap = kTensorCores<T> ? 128 * N : 16 * N;
+        if (input >= (channels + kUpTo - 1) / kUpTo * kUpTo) continue;
         const bool inside = k0 + output < w.outputs && input < channels;
         const auto* filter = filters + (inside ? w.filter(k0 + output, c0 + input) : 0);
-        uint32_t* at = to + input * conv_float_pitch(N) + turn * 16 * N + output;
+        uint32_t* at = to + turn * kTap;
+        if constexpr (kTensorCores<T>)  // fragments: [8 inputs][tap][16 outputs][lane][4]
+          at += (input / 8 * 9 * N + output / 16) * 128 + output % 8 * 16 + input % 4 * 4 + output / 8 % 2 * 2 +
+                input / 4 % 2;
+        else
+          at += input * conv_float_pitch(N) + output;
 #pragma unroll
-        for (int tap = 0; tap < 9; ++tap, at += step * 16 * N)
-          *at = inside ? __float_as_uint(to_float(filter[tap])) : 0;
+        for (int tap = 0; tap < 9; ++tap, at += step * kTap)
+          *at = !inside ? 0 : kTensorCores<T> ? to_tf32(to_float(filter[tap])) : __float_as_uint(to_float(filter[tap]));
       }
     }
   });

@@ -29,7 +29,7 @@ __device__ __forceinline__ float to_float(BFloat16 x) { return __bfloat162float(
 template <class T>
 __device__ __forceinline__ T from_float(float x) {
   if constexpr (sizeof(T) == 4)
-    return x;
+    return T{x};
   else if constexpr (__is_same(T, Half))
     return __float2half_rn(x);
   else
@@ -142,6 +142,22 @@ __device__ __forceinline__ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, 
                  : "r"(a0), "r"(a1), "r"(b0));
 }
 
+// For mma_tf32: the nearest number with 10 bits of mantissa, ties away from zero. The 13 bits below mean nothing.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+
+// K = 8 in TF32. It cuts off the lower 13 bits: of numbers that `to_tf32` has not rounded, twice the error, one-sided.
+__device__ __forceinline__ void mma_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // Four 8x8 matrices of 16-bit numbers from shared memory. Lane l gives the address of row l % 8 of matrix l / 8 (16
 // bytes, aligned) and receives, of each matrix, elements 2 (l % 4) and the next of row l / 4; transposed: of the
 // column.
@@ -166,6 +182,17 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t a) {
   uint32_t d;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
   return d;
+}
+
+// ---- barriers of a part of the CTA's warps: `id` is 1 to 15, `threads` those of all warps that come to it
+
+// Comes and waits until all have come.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+// Comes and goes on.
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
 // ---- launch

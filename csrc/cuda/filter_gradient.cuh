@@ -7,6 +7,7 @@
 
 #include "partials.cuh"
 #include "pixels.cuh"
+#include "tf32.cuh"
 
 namespace fastsr::cuda {
 
@@ -25,7 +26,7 @@ template <class Number, int Taps>
 struct GradientTile {
   using T = Number;
   static constexpr int kColumns = kTileColumns + Taps - 1;
-  static constexpr int kPitch = kGradientSide + 16 / static_cast<int>(sizeof(T));
+  static constexpr int kPitch = kGradientSide + (kTensorCores<T> ? 8 : 4);
   static constexpr int kShared = (kGradientPixels + kGradientRows * kColumns) * kPitch * static_cast<int>(sizeof(T));
 };
 
@@ -35,7 +36,6 @@ inline int64_t gradient_row(int64_t k, int64_t c, int taps) { return k * c * tap
 template <class T, int Taps>
 __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(const FilterGradient<T> a) {
   using G = GradientTile<T, Taps>;
-  constexpr bool kTensorCores = sizeof(T) == 2;
   FASTSR_SHARED_MEMORY(memory);
   T *g_tile = reinterpret_cast<T*>(memory), *x_tile = g_tile + kGradientPixels * G::kPitch;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
   const int c_blocks = (a.c + kGradientSide - 1) / kGradientSide;
   const int k0 = block / c_blocks * kGradientSide, c0 = block % c_blocks * kGradientSide;
   const bool sums_up = ty == 0 && c0 == 0;
-  // 16 bits: of a warp, 32 x 32 channels, [tap][2 of 16 k][4 of 8 c]. float32: of a thread, [tap][8 k] x 4 c.
+  // Tensor cores: of a warp, 32 x 32 channels, [tap][2 of 16 k][4 of 8 c]. float32: of a thread, [tap][8 k] x 4 c.
   float sum[Taps][8][4] = {}, total = 0.f;
   for (int64_t tile = part; tile < a.tiles.count; tile += a.parts) {
     int64_t n;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
       }
       total += of_tile;
     }
-    if constexpr (kTensorCores) {
+    if constexpr (sizeof(T) == 2) {
       const T* g_at = g_tile + (lane / 16 * 8 + lane % 8) * G::kPitch + warp / 2 * 32 + lane / 8 % 2 * 8;
       const T* x_at = x_tile + (lane / 8 % 2 * 8 + lane % 8) * G::kPitch + warp % 2 * 32 + lane / 16 * 8;
 #pragma unroll 1
@@ -84,6 +84,32 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
               const uint32_t (&k)[4] = rows[m];
               mma_k16<T>(sum[tx][4 * m + 2 * j], k[0], k[1], k[2], k[3], columns[0], columns[1]);
               mma_k16<T>(sum[tx][4 * m + 2 * j + 1], k[0], k[1], k[2], k[3], columns[2], columns[3]);
+            }
+          }
+      }
+    } else if constexpr (kTensorCores<T>) {
+      // K is eight pixels of a row.
+      const int t = lane % 4, channel = lane / 4;
+      const auto number = [](const T& x) { return to_tf32(to_float(x)); };
+      const T* g_at = g_tile + t * G::kPitch + warp / 2 * 32 + channel;
+      const T* x_at = x_tile + t * G::kPitch + warp % 2 * 32 + channel;
+#pragma unroll 1
+      for (int r = 0; r < 2 * kGradientRows;
+           ++r, g_at += 8 * G::kPitch, x_at += (r % 2 ? 8 : G::kColumns - 8) * G::kPitch) {
+        uint32_t rows[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          rows[i / 4][i % 4] = number(g_at[i / 2 % 2 * 4 * G::kPitch + i / 4 * 16 + i % 2 * 8]);
+#pragma unroll
+        for (int tx = 0; tx < Taps; ++tx)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const T* column = x_at + tx * G::kPitch + 8 * j;
+            const uint32_t b0 = number(column[0]), b1 = number(column[4 * G::kPitch]);
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+              const uint32_t (&k)[4] = rows[m];
+              mma_tf32(sum[tx][4 * m + j], k[0], k[1], k[2], k[3], b0, b1);
             }
           }
       }
@@ -121,7 +147,7 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         int k = k0 + threadIdx.x / 16 * 4 + i / 4 * 32 + i % 4, c = c0 + threadIdx.x % 16 * 4 + j;
-        if constexpr (kTensorCores) {
+        if constexpr (kTensorCores<T>) {
           k = k0 + warp / 2 * 32 + i / 4 * 16 + j / 2 * 8 + lane / 4;
           c = c0 + warp % 2 * 32 + i % 4 * 8 + lane % 4 * 2 + j % 2;
         }

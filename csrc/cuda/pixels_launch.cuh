@@ -3,6 +3,7 @@
 
 #include "parameter.cuh"
 #include "pixels.cuh"
+#include "tf32.cuh"
 #include "view.h"
 
 namespace fastsr::cuda {
@@ -42,6 +43,12 @@ template <class Run>
 cudaError_t with_dtype(int64_t dtype, Run run) {
   if (dtype == kFloat32) return run(float{});
   return dtype == kFloat16 ? run(Half{}) : run(BFloat16{});
+}
+
+// The same with Tf32 in place of float32 if `tf32`.
+template <class Run>
+cudaError_t with_numbers(int64_t dtype, bool tf32, Run run) {
+  return dtype == kFloat32 && tf32 ? run(Tf32{}) : with_dtype(dtype, run);
 }
 
 // CTAs of a kernel of which each takes many tiles.

@@ -18,10 +18,10 @@ constexpr int kMaxMaps = 16;  // inputs of one call
 // One call. dtypes are 0 float32, 1 float16, 2 bfloat16. data is null for what is absent.
 struct PointwiseCall {
   int64_t dtype, parameter_dtype;
-  int64_t inputs, activation, accuracy;  // accuracy of GELU: 0 default, 1 exact, 2 fast
-  const void *weight, *bias;             // [K, C, 1, 1] and [K], contiguous
-  TensorView x[kMaxMaps], y, shortcut;   // y: the output, or its gradient in the backward
-  TensorView dx[kMaxMaps], d_shortcut;   // backward only, as is the rest
+  int64_t inputs, activation, accuracy, tf32;  // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
+  const void *weight, *bias;                   // [K, C, 1, 1] and [K], contiguous
+  TensorView x[kMaxMaps], y, shortcut;         // y: the output, or its gradient in the backward
+  TensorView dx[kMaxMaps], d_shortcut;         // backward only, as is the rest
   void *d_weight, *d_bias;
   void* workspace;  // on 16 bytes
 };

@@ -92,7 +92,7 @@ int64_t pointwise_backward_workspace(const PointwiseCall& call) {
 cudaError_t pointwise_backward(const PointwiseCall& call, cudaStream_t stream) {
   switch (call.dtype) {
     case kFloat32:
-      return backward_as<float>(call, stream);
+      return call.tf32 ? backward_as<Tf32>(call, stream) : backward_as<float>(call, stream);
     case kFloat16:
       return backward_as<Half>(call, stream);
     default:

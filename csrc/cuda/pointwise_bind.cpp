@@ -22,7 +22,7 @@ void check_map(const Tensor& x, const Tensor& first, int64_t channels, const cha
 }
 
 PointwiseCall call_of(const Maps& inputs, const Tensor& weight, const Tensor& bias,
-                      const std::optional<Tensor>& shortcut, int64_t activation, int64_t accuracy) {
+                      const std::optional<Tensor>& shortcut, int64_t activation, int64_t accuracy, bool tf32) {
   const int64_t count = static_cast<int64_t>(inputs.size());
   STD_TORCH_CHECK(count > 0 && count <= kMaxMaps, kOp, ": there are ", count, " inputs; pass 1 to ", kMaxMaps);
   STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation is ", activation, "; pass 0, 1 or 2");
@@ -49,6 +49,7 @@ PointwiseCall call_of(const Maps& inputs, const Tensor& weight, const Tensor& bi
   call.inputs = count;
   call.activation = activation;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   if (shortcut) {
     check_map(*shortcut, first, k, "shortcut");
     call.shortcut = view_of<TensorView>(*shortcut);
@@ -65,8 +66,8 @@ void use(PointwiseCall& call, const Parameters& parameters) {
 }
 
 Tensor forward(const Maps& inputs, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& shortcut,
-               int64_t activation, int64_t accuracy) {
-  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, accuracy);
+               int64_t activation, int64_t accuracy, bool tf32) {
+  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, accuracy, tf32);
   const Tensor& first = inputs[0];
   const DeviceGuard guard(first.get_device_index());
   const Parameters parameters(kOp, first, {&weight, &bias});
@@ -84,8 +85,8 @@ Tensor forward(const Maps& inputs, const Tensor& weight, const Tensor& bias, con
 // no shortcut.
 std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps& inputs, const Tensor& weight,
                                                   const Tensor& bias, const std::optional<Tensor>& shortcut,
-                                                  int64_t activation, int64_t /*accuracy*/) {
-  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, 0);
+                                                  int64_t activation, int64_t /*accuracy*/, bool tf32) {
+  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, 0, tf32);
   const Tensor& first = inputs[0];
   const int64_t k = weight.size(0);
   check_map(grad, first, k, "grad");

@@ -19,7 +19,7 @@ int64_t pointwise_forward_workspace(const PointwiseCall& call) {
 cudaError_t pointwise_forward(const PointwiseCall& call, cudaStream_t stream) {
   switch (call.dtype) {
     case kFloat32:
-      return forward_as<float>(call, stream);
+      return call.tf32 ? forward_as<Tf32>(call, stream) : forward_as<float>(call, stream);
     case kFloat16:
       return forward_as<Half>(call, stream);
     default:

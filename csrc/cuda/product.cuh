@@ -1,11 +1,12 @@
-// 1x1 convolutions of a few pixels: out[p][m] = sum_c in[p][c] w[m][c], on tensor cores in 16 bits, by FMA in float32.
+// 1x1 convolutions of a few pixels: out[p][m] = sum_c in[p][c] w[m][c], on tensor cores in 16 bits and TF32, by FMA in
+// float32.
 //
 // Lane (g, t) = (lane / 4, lane % 4) holds two pixels (g and g + 8 of the warp's 16) and, of every block of 32 outputs,
 // the eight from 8 t on: loads and stores of 16 bytes. The order of the channels within a product and the columns that
 // a lane ends up with are chosen when the weights are packed (product_pack.cuh), which costs nothing here.
 #pragma once
 
-#include "map.cuh"
+#include "tf32.cuh"
 
 namespace fastsr::cuda {
 
@@ -13,22 +14,26 @@ constexpr int kBlock = 32;  // channels that four lanes hold together
 
 __host__ __device__ constexpr int blocks_of(int channels) { return (channels + kBlock - 1) / kBlock; }
 
-// The packed weights of one block of outputs: [chunk of 32 inputs][2 steps][2][lane] uint4, or [8 outputs][input][8].
+// Products of 32 channels, of which a lane has eight.
+template <class T>
+constexpr int kSteps = Eight<T>::kWords / 2;
+
+// The packed weights of one block of outputs: [chunk of 32 inputs][step][2][lane] uint4, or [8 outputs][input][8].
 template <class T>
 __host__ __device__ constexpr int64_t product_block_bytes(int inputs) {
   return static_cast<int64_t>(blocks_of(inputs)) * kBlock * kBlock * sizeof(T);
 }
 
 // Adds to `out` [block of outputs][pixel][output of the lane]; a pixel with a negative offset counts as zeros. The
-// weights of the next block lie `block_bytes` behind those of a block. With Ahead, 16-bit pixels are loaded a step
-// before they are needed, in eight more registers a pair.
+// weights of the next block lie `block_bytes` behind those of a block. With Ahead, what tensor cores multiply is loaded
+// a step before it is needed, in eight (TF32: 16) more registers a pair.
 template <class T, bool Ahead, int Blocks, int Pixels>
 __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (&offset)[Pixels],
                                                const unsigned char* packed, int64_t block_bytes,
                                                float (&out)[Blocks][Pixels][8]) {
   static_assert(Pixels % 2 == 0);
   const int lane = threadIdx.x % 32, t = lane % 4;
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kTensorCores<T>) {
     float sum[Blocks][Pixels / 2][4][4];  // as the fragments have it
 #pragma unroll
     for (int i = 0; i < Blocks * Pixels * 8; ++i) {
@@ -46,27 +51,27 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
     };
     if constexpr (Ahead) fetch(0);
 #pragma unroll 1
-    for (int c = 0; c < in.channels; c += kBlock, w += 4 * 32) {
+    for (int c = 0; c < in.channels; c += kBlock, w += 2 * kSteps<T> * 32) {
       if constexpr (!Ahead) fetch(c);
       Eight<T> a[Pixels];
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p) a[p] = next[p];
+      for (int p = 0; p < Pixels; ++p) a[p] = next[p], for_product<T>(a[p].word);
       if (Ahead && c + kBlock < in.channels) fetch(c + kBlock);
 #pragma unroll
       for (int block = 0; block < Blocks; ++block) {
         const uint4* of_block = w + block * (block_bytes / 16);
 #pragma unroll
-        for (int step = 0; step < 2; ++step) {
+        for (int step = 0; step < kSteps<T>; ++step) {
           const uint4 b[2] = {of_block[2 * step * 32], of_block[(2 * step + 1) * 32]};
 #pragma unroll
           for (int p = 0; p < Pixels; p += 2) {
             const uint32_t a0 = a[p].word[2 * step], a1 = a[p + 1].word[2 * step];
             const uint32_t a2 = a[p].word[2 * step + 1], a3 = a[p + 1].word[2 * step + 1];
             float (&d)[4][4] = sum[block][p / 2];
-            mma_k16<T>(d[0], a0, a1, a2, a3, b[0].x, b[0].y);
-            mma_k16<T>(d[1], a0, a1, a2, a3, b[0].z, b[0].w);
-            mma_k16<T>(d[2], a0, a1, a2, a3, b[1].x, b[1].y);
-            mma_k16<T>(d[3], a0, a1, a2, a3, b[1].z, b[1].w);
+            mma<T>(d[0], a0, a1, a2, a3, b[0].x, b[0].y);
+            mma<T>(d[1], a0, a1, a2, a3, b[0].z, b[0].w);
+            mma<T>(d[2], a0, a1, a2, a3, b[1].x, b[1].y);
+            mma<T>(d[3], a0, a1, a2, a3, b[1].z, b[1].w);
           }
         }
       }
@@ -114,6 +119,7 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
 template <class T>
 __device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsigned char* packed, int inputs, int chunk,
                                              float (&out)[2][8]) {
+  static_assert(!__is_same(T, Tf32), "not written for it: no kernel in TF32 needs it yet");
   const int lane = threadIdx.x % 32, t = lane % 4;
   if constexpr (sizeof(T) == 2) {
     const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 4 * 32 + lane;

@@ -71,7 +71,8 @@ cudaError_t upsample_backward_as(const UpsampleCall& call, cudaStream_t stream) 
 int64_t upsample_workspace(const UpsampleCall& call) { return upsample_scratch(call).end; }
 
 cudaError_t upsample_backward(const UpsampleCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return upsample_backward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32,
+                      [&](auto type) { return upsample_backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

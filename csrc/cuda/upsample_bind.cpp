@@ -10,7 +10,7 @@ namespace {
 constexpr const char* kOp = "upsample";
 
 UpsampleCall call_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& lr,
-                     int64_t scale, int64_t residual) {
+                     int64_t scale, int64_t residual, bool tf32) {
   check_image(kOp, x);
   STD_TORCH_CHECK(weight.dim() == 4, kOp, ": weight has ", weight.dim(), " dimensions; pass 4");
   const int64_t outputs = weight.size(0);
@@ -25,6 +25,7 @@ UpsampleCall call_of(const Tensor& x, const Tensor& weight, const Tensor& bias, 
   call.dtype = dtype_code(x.scalar_type());
   call.scale = scale;
   call.residual = residual;
+  call.tf32 = tf32;
   call.x = view_of<TensorView>(x);
   if (residual != 0) {
     STD_TORCH_CHECK(lr.has_value(), kOp, ": lr is missing; pass the low-resolution image");
@@ -41,8 +42,8 @@ void fill(UpsampleCall& call, const Parameters& parameters) {
 }
 
 Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& lr,
-               int64_t scale, int64_t residual, int64_t /*accuracy*/) {
-  UpsampleCall call = call_of(x, weight, bias, lr, scale, residual);
+               int64_t scale, int64_t residual, int64_t /*accuracy*/, bool tf32) {
+  UpsampleCall call = call_of(x, weight, bias, lr, scale, residual, tf32);
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, {&weight, &bias});
   fill(call, parameters);
@@ -56,8 +57,9 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                     const Tensor& bias, const std::optional<Tensor>& lr, int64_t scale,
-                                                    int64_t residual, bool lr_gradient, int64_t /*accuracy*/) {
-  UpsampleCall call = call_of(x, weight, bias, lr, scale, residual);
+                                                    int64_t residual, bool lr_gradient, int64_t /*accuracy*/,
+                                                    bool tf32) {
+  UpsampleCall call = call_of(x, weight, bias, lr, scale, residual, tf32);
   check_feature_map(kOp, grad, "grad");
   const int64_t k = weight.size(0) / (scale * scale);
   STD_TORCH_CHECK(grad.size(0) == x.size(0) && grad.size(1) == k && grad.size(2) == x.size(2) * scale &&

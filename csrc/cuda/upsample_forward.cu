@@ -17,7 +17,7 @@ cudaError_t start_upsample_block(const Upsample<T>& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t upsample_forward(const UpsampleCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) {
+  return with_numbers(call.dtype, call.tf32, [&](auto type) {
     using T = decltype(type);
     const int dtype = static_cast<int>(call.parameter_dtype), scale = static_cast<int>(call.scale);
     const int outputs = static_cast<int>(call.y.size[1]) * scale * scale;

@@ -18,7 +18,8 @@ constexpr int kSide = 64, kStep = 64;  // of a block of dW, pixels at a time
 
 template <class T>
 struct PixelRows {
-  static constexpr int kRow = kSide + 16 / static_cast<int>(sizeof(T));  // keeps rows on different banks
+  // Keeps rows on different banks, or what a warp takes of four of them.
+  static constexpr int kRow = kSide + (__is_same(T, Tf32) ? 8 : 16 / static_cast<int>(sizeof(T)));
   static constexpr int kShared = 2 * kStep * kRow * static_cast<int>(sizeof(T));
 };
 
@@ -86,6 +87,17 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
             mma_k16<T>(sum[j + 1], rows[0], rows[1], rows[2], rows[3], columns[2], columns[3]);
           }
         }
+      } else if constexpr (kTensorCores<T>) {
+        const float* rows = reinterpret_cast<float*>(a) + t * kRow + warp % 4 * 16 + g;
+        const float* columns = reinterpret_cast<float*>(b) + t * kRow + warp / 4 * 32 + g;
+#pragma unroll 2
+        for (int p = 0; p < kStep; p += 8, rows += 8 * kRow, columns += 8 * kRow) {
+          const uint32_t a0 = to_tf32(rows[0]), a1 = to_tf32(rows[8]);
+          const uint32_t a2 = to_tf32(rows[4 * kRow]), a3 = to_tf32(rows[4 * kRow + 8]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            mma_tf32(sum[j], a0, a1, a2, a3, to_tf32(columns[8 * j]), to_tf32(columns[4 * kRow + 8 * j]));
+        }
       } else {
 #pragma unroll 4
         for (int p = 0; p < kStep; ++p) {
@@ -107,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       int row = k0 + threadIdx.x / 16 * 4 + i, column = c0 + threadIdx.x % 16 * 4 + j;
-      if constexpr (sizeof(T) == 2) {
+      if constexpr (kTensorCores<T>) {
         row = k0 + warp % 4 * 16 + g + j / 2 * 8;
         column = c0 + warp / 4 * 32 + 8 * i + 2 * t + j % 2;
       }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, current_backend, exporting, register, select
+from fastsr._dispatch import can_run, current_backend, exporting, left_to_triton, register, select
 from fastsr._native import LIB
 from fastsr.errors import InputError
 from fastsr.ops._call import backward_caller, caller, records
@@ -104,9 +104,10 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
 def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
     """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
 
-    Where no backend is forced that goes before what is tried first for the operators themselves.
+    Where no backend is forced that goes before what is tried first for the operators themselves, but not before Triton
+    for operators that FMAs bind and TF32 frees (`FIRST_IN_TF32`).
     """
-    return _fuses_on("cuda", op, x, *others)
+    return _fuses_on("cuda", op, x, *others) and not left_to_triton(op, x)
 
 
 def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:
@@ -192,13 +193,17 @@ def register_cuda(
     schema: str,
     backward_schema: str,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16),
+    tf32: bool = False,
 ) -> None:
-    """Announce the CUDA C++ kernels of `op` for feature maps of `dtypes`; the schemas are those of `define`."""
+    """Announce the CUDA C++ kernels of `op` for feature maps of `dtypes`; the schemas are those of `define`.
+
+    With `tf32` they multiply float32 in TF32 where that is allowed.
+    """
 
     def can_run(x: Tensor) -> str | None:
         return _cuda.reason_against(x, dtypes)
 
     register(op, "cuda", can_run)
-    _cuda.define(op, schema)
-    _cuda.define(f"{op}_backward", backward_schema)
+    _cuda.define(op, schema, tf32)
+    _cuda.define(f"{op}_backward", backward_schema, tf32)
     _cuda.route(op)

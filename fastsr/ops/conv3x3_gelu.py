@@ -72,7 +72,7 @@ _call, _call_backward = define(
 )
 register_cpu("conv3x3_gelu", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv3x3_gelu")
-register_cuda("conv3x3_gelu", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("conv3x3_gelu", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 define_packed(
     "conv3x3_gelu",
     "(Tensor weight, Tensor bias) -> Tensor",

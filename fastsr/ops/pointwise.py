@@ -73,7 +73,7 @@ _call, _call_backward = define(
 )
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
-register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 
 
 def _fake_kept(

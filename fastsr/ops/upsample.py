@@ -62,7 +62,7 @@ _call, _call_backward = define(
 )
 register_cpu("upsample", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("upsample")
-register_cuda("upsample", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("upsample", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 
 
 def upsample(

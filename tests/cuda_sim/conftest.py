@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import simulator
 import torch
+from kernel_checks import float32_precision
 
 from fastsr import _native
 
@@ -28,7 +29,8 @@ def cuda_kernels(host_compiler: None) -> Iterator[None]:
     if torch.cuda.is_available():
         if not _native.CUDA.loaded:
             pytest.skip(f"needs the CUDA operators: {_native.CUDA.reason}")
-        yield
+        with float32_precision("ieee"):
+            yield
         return
     with simulator.kernels_on_cpu():
         yield

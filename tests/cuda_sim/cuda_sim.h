@@ -1,9 +1,9 @@
 // Test-only: the names of csrc/cuda/device.cuh on the host, and a launch that runs every CUDA thread as a fiber.
 //
-// Blocks run one after the other, the threads of a block in turns from barrier to barrier, in random order if a seed is
-// set. Shared memory is poisoned with NaN before every block. What a warp does together (shuffles, matrix products) is
-// computed once all of its lanes have come to it; lanes that come to different things, and barriers that not all
-// threads reach, end the launch with an error.
+// Blocks run one after the other, the threads of a block in turns from barrier to barrier; if a seed is set, in random
+// order and with warps that fall behind at random. Shared memory is poisoned with NaN before every block. What a warp
+// does together (shuffles, matrix products) is computed once all of its lanes have come to it; lanes that come to
+// different things, and barriers that not all threads reach or that never open, end the launch with an error.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "sim_barriers.h"
 
 #ifndef __x86_64__
 #error "the fibers of the simulator are written for x86-64"
@@ -68,7 +70,7 @@ constexpr cudaError_t cudaErrorInvalidConfiguration = "invalid configuration";
 
 namespace sim {
 
-enum class Wait : uint8_t { kNothing, kBlock, kWarp, kEnd };
+enum class Wait : uint8_t { kNothing, kBlock, kBarrier, kWarp, kEnd };
 
 using Collective = void (*)(void* const (&arguments)[32]);
 
@@ -77,7 +79,8 @@ struct Fiber {
   dim3 thread;
   int lane, warp;
   Wait wait;
-  int site;  // line of the barrier it waits at
+  int site;      // line of the barrier it waits at, or the named barrier
+  int openings;  // of the named barrier, when it came
   Collective collective;
   void* argument;
 };
@@ -98,6 +101,7 @@ struct State {
   std::string error;
   int64_t launches = 0;
   std::vector<std::vector<Copy>> copies;  // by thread
+  Barriers barriers;
 };
 inline State state;
 
@@ -150,13 +154,23 @@ inline bool release_warp(Fiber* lanes) {
   return true;
 }
 
+inline bool opens(const Fiber& f) {
+  return f.wait == Wait::kBarrier && state.barriers.barrier[f.site].openings != f.openings;
+}
+
+// Of threads that can do nothing but wait.
 inline bool release_block(std::vector<Fiber>& fibers) {
-  for (const Fiber& f : fibers)
-    if (f.wait != Wait::kBlock || f.site != fibers[0].site) {
-      state.error =
-          f.wait == Wait::kWarp ? "a warp waits for lanes that are elsewhere" : "a barrier not all threads reach";
-      return false;
-    }
+  const auto any = [&](Wait what) {
+    return std::any_of(fibers.begin(), fibers.end(), [&](const Fiber& f) { return f.wait == what; });
+  };
+  if (any(Wait::kWarp))
+    state.error = "a warp waits for lanes that are elsewhere";
+  else if (any(Wait::kBarrier))
+    state.error = state.barriers.closed();
+  else if (any(Wait::kEnd) ||
+           std::any_of(fibers.begin(), fibers.end(), [&](const Fiber& f) { return f.site != fibers[0].site; }))
+    state.error = "a barrier not all threads reach";
+  if (!state.error.empty()) return false;
   for (Fiber& f : fibers) f.wait = Wait::kNothing;
   return true;
 }
@@ -164,9 +178,14 @@ inline bool release_block(std::vector<Fiber>& fibers) {
 inline void run_block(std::vector<Fiber>& fibers, std::vector<int>& order, std::mt19937& random) {
   for (;;) {
     if (state.seed) std::shuffle(order.begin(), order.end(), random);
+    const uint32_t behind = state.seed ? random() : 0;  // by warp
     bool ran = false;
     for (int i : order) {
-      if (fibers[i].wait != Wait::kNothing) continue;
+      if (fibers[i].wait != Wait::kNothing && !opens(fibers[i])) continue;
+      if (behind >> fibers[i].warp & 1) {
+        ran = true;  // in a later turn
+        continue;
+      }
       state.current = &fibers[i];
       fastsr_sim_switch(&state.main_stack, fibers[i].stack_pointer);
       ran = true;
@@ -174,7 +193,10 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<int>& order, std::
       if (!state.error.empty()) return;
     }
     if (ran) continue;
-    if (std::all_of(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.wait == Wait::kEnd; })) return;
+    if (std::all_of(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.wait == Wait::kEnd; })) {
+      state.error = state.barriers.closed();
+      return;
+    }
     if (!release_block(fibers)) return;
   }
 }
@@ -201,12 +223,13 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
   if (state.seed) std::shuffle(block_order.begin(), block_order.end(), random);
   for (int block : block_order) {
     state.block = {static_cast<unsigned>(block), 0, 0};
+    state.barriers = {};
     std::memset(shared, 0xff, shared_bytes);  // NaN in every format
     for (int i = 0; i < threads; ++i) {
       auto** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(&stacks[i * kStack]) + kStack) & ~15ull) - 1;
       *--top = reinterpret_cast<void*>(enter);
       for (int k = 0; k < 6; ++k) *--top = nullptr;
-      fibers[i] = {top, {static_cast<unsigned>(i), 0, 0}, i % 32, i / 32, Wait::kNothing, 0, nullptr, nullptr};
+      fibers[i] = {top, {static_cast<unsigned>(i), 0, 0}, i % 32, i / 32, Wait::kNothing, 0, 0, nullptr, nullptr};
     }
     run_block(fibers, order, random);
     for (auto& copies : state.copies)

@@ -69,6 +69,46 @@ __global__ void load_and_multiply_kernel(const Arrays a) {
   for (int i = 0; i < 4; ++i) a.y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
 }
 
+// One warp: a [16][8], b [8][8] (column by column), y [16][8] in TF32. 0: right; 1: a is not rounded; 2: b is not;
+// 3: two registers of A exchanged.
+__global__ void multiply_tf32_kernel(const Arrays a) {
+  const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+  const auto number = [](float x, bool rounded) { return rounded ? to_tf32(x) : __float_as_uint(x); };
+  const auto of_a = [&](int row, int k) { return number(a.x[row * 8 + k], a.which != 1); };
+  const auto of_b = [&](int k) { return number(a.x[128 + g * 8 + k], a.which != 2); };
+  const uint32_t a1 = of_a(g + 8, t), a2 = of_a(g, t + 4);
+  float d[4] = {};
+  mma_tf32(d, of_a(g, t), a.which == 3 ? a2 : a1, a.which == 3 ? a1 : a2, of_a(g + 8, t + 4), of_b(t), of_b(t + 4));
+  for (int i = 0; i < 4; ++i) a.y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
+}
+
+// Two warps reverse 64 numbers at a time that two others bring, four times. 0: right; 1: the place is given back before
+// it is read; 2: not at all; 3 to 10: barriers that are wrong by themselves.
+__global__ void pass_kernel(const Arrays a) {
+  FASTSR_SHARED_MEMORY(memory);
+  float* s = reinterpret_cast<float*>(memory);
+  const int i = threadIdx.x % 64, lane = i % 32, full = 1, read = 2;
+  if (a.which == 7 && threadIdx.x < 32) return;
+  if (threadIdx.x < 64) {
+    for (int step = 0; step < 4; ++step) {
+      if ((step && a.which != 2) || a.which == 6) barrier_sync(read, 128);
+      s[i] = a.x[64 * step + i];
+      if (a.which != 4 || lane < 16) barrier_arrive(a.which == 5 ? 1 + lane % 2 : a.which == 9 ? 16 : full, 128);
+    }
+  } else {
+    if (a.which == 10) __syncthreads();
+    for (int step = 0; step < 4; ++step) {
+      barrier_sync(full, a.which == 3 ? 96 : 128);
+      if (a.which == 1 && step < 3) barrier_arrive(read, 128);
+      a.y[64 * step + i] = s[63 - i];
+      if (a.which != 1 && a.which != 2 && (step < 3 || a.which == 8)) barrier_arrive(read, 128);
+    }
+  }
+}
+
+// A barrier of `which` threads.
+__global__ void count_kernel(const Arrays a) { barrier_sync(1, a.which); }
+
 struct Values {
   const float* x;
   float* y;
@@ -82,6 +122,11 @@ __global__ void gelu_kernel(const Values v) {
              : v.form == 2 ? gelu<Gelu::kBump6>(v.x[i])
              : v.form == 3 ? gelu<Gelu::kTanh>(v.x[i])
                            : gelu_derivative(v.x[i]);
+}
+
+__global__ void round_tf32_kernel(const Values v) {
+  for (int i = blockIdx.x * 32 + threadIdx.x; i < v.count; i += gridDim.x * 32)
+    v.y[i] = __uint_as_float(to_tf32(v.x[i]) & 0xffffe000);
 }
 
 // Rounds to 16 bits and back.
@@ -109,4 +154,17 @@ extern "C" const char* probe_gelu(const float* x, float* y, int count, int form)
 }
 extern "C" const char* probe_round(const float* x, float* y, int count, int bfloat) {
   return launch(bfloat ? round_kernel<BFloat16> : round_kernel<Half>, 8, 32, 0, nullptr, Values{x, y, count, 0});
+}
+extern "C" const char* probe_round_tf32(const float* x, float* y, int count) {
+  return launch(round_tf32_kernel, 8, 32, 0, nullptr, Values{x, y, count, 0});
+}
+extern "C" const char* probe_multiply_tf32(const float* x, float* y, int which) {
+  return launch(multiply_tf32_kernel, 1, 32, 0, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_pass(const float* x, float* y, int which, unsigned seed) {
+  sim::state.seed = seed;
+  return launch(pass_kernel, 2, 128, 256, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_count(int threads) {
+  return launch(count_kernel, 1, 64, 0, nullptr, Arrays{nullptr, nullptr, threads});
 }

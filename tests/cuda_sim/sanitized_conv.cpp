@@ -45,9 +45,10 @@ void check(cudaError_t error) {
   if (error) std::puts(error), std::exit(2);
 }
 
-void run_conv3x3(int64_t dtype, int64_t rows) {
+void run_conv3x3(int64_t dtype, int64_t rows, int64_t tf32) {
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   Conv3x3Call call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.activation = kGelu;
   call.weight = memory.elements(kK * kC * 9), call.bias = memory.elements(kK);
@@ -99,12 +100,12 @@ void run_bsconv(int64_t dtype, int64_t channels) {
   check(bsconv_backward(call, nullptr));
 }
 
-void run_upsample(int64_t dtype) {
+void run_upsample(int64_t dtype, int64_t tf32) {
   constexpr int64_t kScale = 3, kOut = 3 * kScale * kScale;
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   UpsampleCall call{};
   call.dtype = call.parameter_dtype = dtype;
-  call.scale = kScale, call.residual = kBilinear;
+  call.scale = kScale, call.residual = kBilinear, call.tf32 = tf32;
   call.weight = memory.elements(kOut * kC * 9), call.bias = memory.elements(kOut);
   call.d_weight = memory.elements(kOut * kC * 9), call.d_bias = memory.elements(kOut);
   call.x = memory.map(kC), call.dx = memory.map(kC), call.y = memory.map(3, kH, kScale);
@@ -117,12 +118,14 @@ void run_upsample(int64_t dtype) {
 }  // namespace
 
 int main(int count, char**) {
+  run_conv3x3(kFloat32, count > 1 ? kH + 1 : kH, 1);
+  run_upsample(kFloat32, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
-    run_conv3x3(dtype, count > 1 ? kH + 1 : kH);
+    run_conv3x3(dtype, count > 1 ? kH + 1 : kH, 0);
     run_conv_mix(dtype);
     run_bsconv(dtype, kC);
     run_bsconv(dtype, kK);
-    run_upsample(dtype);
+    run_upsample(dtype, 0);
   }
   std::puts("clean");
 }

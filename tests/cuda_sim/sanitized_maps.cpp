@@ -44,10 +44,11 @@ void run(Memory& m, Call& call, int64_t size, cudaError_t (*function)(const Call
   if (const char* error = function(call, nullptr)) std::puts(error), std::exit(2);
 }
 
-void pointwise(int64_t dtype, int64_t more_rows) {
+void pointwise(int64_t dtype, int64_t more_rows, int64_t tf32) {
   constexpr int64_t k = 40, channels[2] = {32, 20};
   Memory m(dtype);
   PointwiseCall call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.inputs = 2, call.activation = kGelu;
   call.weight = m.elements(k * 52), call.bias = m.elements(k);
@@ -143,8 +144,9 @@ void pixel_norm(int64_t dtype, int64_t more_rows) {
 }  // namespace
 
 int main(int count, char**) {
+  pointwise(kFloat32, count > 1, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
-    pointwise(dtype, count > 1);
+    pointwise(dtype, count > 1, 0);
     cca_norm(dtype, count > 1);
     esa(dtype, count > 1);
     esa_cca(dtype, count > 1);

@@ -1,4 +1,4 @@
-// Test-only: 16-bit numbers, and what the lanes of a warp do together, with the fragments of the PTX manual.
+// Test-only: 16-bit numbers and TF32, and what the lanes of a warp do together (matrix products: sim_products.h).
 #pragma once
 
 namespace fastsr::cuda {
@@ -43,10 +43,16 @@ inline uint16_t bfloat_bits(float x) {
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+// As cvt.rna is compiled: what is left below the 10 bits of mantissa, the product cuts off.
+inline uint32_t to_tf32(float x) {
+  const uint32_t u = __float_as_uint(x);
+  return (u & 0x7fffffff) < 0x7f800000 ? u + 0x1000 : u;
+}
+
 template <class T>
 T from_float(float x) {
   if constexpr (sizeof(T) == 4)
-    return x;
+    return T{x};
   else if constexpr (std::is_same_v<T, Half>)
     return {half_bits(x)};
   else
@@ -88,93 +94,34 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float tanh_approx(float x) { return std::tanh(x); }
 inline float relu_nan(float x) { return x < 0.f ? 0.f : x; }
 
-// ---- matrix products: K = 8 Steps
+// ---- named barriers
 
-template <int Steps>
-struct Product {
-  float* d;
-  uint32_t a[2 * Steps], b[Steps];
+struct Coming {
+  int id, threads, warp, openings;
 };
-
-template <class T, int Steps>
-void multiply(Product<Steps>* (&lanes)[32]) {
-  constexpr int K = 8 * Steps;
-  float a[16][K], b[K][8];
-  for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < K; k += 2) {
-      const float2 p = unpack2<T>(lanes[row % 8 * 4 + k % 8 / 2]->a[row / 8 + k / 8 * 2]);
-      a[row][k] = p.x, a[row][k + 1] = p.y;
+inline void come(Coming* (&lanes)[32]) {
+  const Coming& first = *lanes[0];
+  for (const Coming* lane : lanes)
+    if (lane->id != first.id || lane->threads != first.threads) {
+      sim::state.error = "the lanes of a warp come to different barriers";
+      return;
     }
-  for (int column = 0; column < 8; ++column)
-    for (int k = 0; k < K; k += 2) {
-      const float2 p = unpack2<T>(lanes[column * 4 + k % 8 / 2]->b[k / 8]);
-      b[k][column] = p.x, b[k + 1][column] = p.y;
-    }
-  for (int row = 0; row < 16; ++row) {
-    float sum[8] = {};
-    for (int k = 0; k < K; ++k)
-      for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
-    for (int column = 0; column < 8; ++column)
-      lanes[row % 8 * 4 + column / 2]->d[row / 8 * 2 + column % 2] += sum[column];
-  }
+  const bool exists = first.id >= 0 && first.id < sim::kBarriers;
+  const int openings = exists ? sim::state.barriers.barrier[first.id].openings : 0;
+  for (Coming* lane : lanes) lane->openings = openings;
+  const int threads = static_cast<int>(sim::state.block_size.x);
+  const std::string wrong = sim::state.barriers.come(first.id, first.threads, first.warp, threads);
+  if (!wrong.empty()) sim::state.error = wrong;
 }
 
-template <class T>
-void mma_k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  Product<2> p{d, {a0, a1, a2, a3}, {b0, b1}};
-  sim::together<Product<2>, multiply<T, 2>>(p);
+inline Coming barrier_arrive(int id, int threads, int site = __builtin_LINE()) {
+  Coming mine{id, threads, sim::state.current->warp, 0};
+  sim::together<Coming, come>(mine, site);
+  return mine;
 }
-template <class T>
-void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
-  Product<1> p{d, {a0, a1}, {b0}};
-  sim::together<Product<1>, multiply<T, 1>>(p);
-}
-
-// ---- 8x8 matrices of 16-bit numbers
-
-struct Matrices {
-  uint32_t* r;
-  const uint16_t* row;
-};
-
-template <bool Transposed>
-void fetch(Matrices* (&lanes)[32]) {
-  for (int m = 0; m < 4; ++m)
-    for (int lane = 0; lane < 32; ++lane) {
-      uint32_t pair = 0;
-      for (int i = 0; i < 2; ++i) {
-        const int row = Transposed ? lane % 4 * 2 + i : lane / 4, column = Transposed ? lane / 4 : lane % 4 * 2 + i;
-        const uint16_t* from = lanes[8 * m + row]->row;
-        if (reinterpret_cast<uintptr_t>(from) % 16) sim::state.error = "a matrix row that is not on 16 bytes";
-        pair |= static_cast<uint32_t>(from[column]) << (16 * i);
-      }
-      lanes[lane]->r[m] = pair;
-    }
-}
-
-inline void load_matrices(uint32_t (&r)[4], const void* row) {
-  Matrices m{r, static_cast<const uint16_t*>(row)};
-  sim::together<Matrices, fetch<false>>(m);
-}
-inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
-  Matrices m{r, static_cast<const uint16_t*>(row)};
-  sim::together<Matrices, fetch<true>>(m);
-}
-
-struct Register {
-  uint32_t in, out;
-};
-inline void transpose(Register* (&lanes)[32]) {
-  for (int lane = 0; lane < 32; ++lane) {
-    const int column = lane / 4, row = lane % 4 * 2;  // of the source
-    const auto at = [&](int r) { return lanes[r * 4 + column / 2]->in >> (column % 2 * 16) & 0xffff; };
-    lanes[lane]->out = at(row) | at(row + 1) << 16;
-  }
-}
-inline uint32_t transpose_matrix(uint32_t a) {
-  Register r{a, 0};
-  sim::together<Register, transpose>(r);
-  return r.out;
+inline void barrier_sync(int id, int threads, int site = __builtin_LINE()) {
+  sim::state.current->openings = barrier_arrive(id, threads, site).openings;
+  if (sim::state.barriers.barrier[id].openings == sim::state.current->openings) sim::wait(sim::Wait::kBarrier, id);
 }
 
 // ---- shuffles
@@ -208,3 +155,5 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits) {
   return __shfl_sync(mask, value, sim::state.current->lane ^ bits);
 }
+
+#include "sim_products.h"

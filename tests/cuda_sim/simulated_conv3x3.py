@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View
 from torch import Tensor
@@ -20,7 +21,7 @@ class Conv3x3Call(ctypes.Structure):
     """Conv3x3Call of conv3x3.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy", "tf32")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
         *((name, View) for name in ("x", "y", "shortcut", "dx")),
         *((name, ctypes.c_void_p) for name in ("d_weight", "d_bias", "workspace")),
@@ -29,7 +30,7 @@ class Conv3x3Call(ctypes.Structure):
 
 def _call(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, activation: int) -> Conv3x3Call:
     call = Conv3x3Call(DTYPES.index(x.dtype), DTYPES.index(weight.dtype), activation)
-    call.accuracy = _gelu.code()
+    call.accuracy, call.tf32 = _gelu.code(), int(simulator.tf32)
     call.weight, call.bias = weight.data_ptr(), bias.data_ptr()
     call.x, call.y = View.of(x), View.of(y)
     return call

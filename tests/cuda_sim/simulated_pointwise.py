@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View, poisoned
 from torch import Tensor
@@ -21,7 +22,7 @@ class PointwiseCall(ctypes.Structure):
     """PointwiseCall of pointwise.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "inputs", "activation", "accuracy")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "inputs", "activation", "accuracy", "tf32")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
         ("x", View * MAX_MAPS),
         *((name, View) for name in ("y", "shortcut")),
@@ -40,7 +41,7 @@ def call_of(
 ) -> PointwiseCall:
     call = PointwiseCall(dtype=DTYPES.index(inputs[0].dtype), parameter_dtype=DTYPES.index(weight.dtype))
     call.inputs, call.activation = len(inputs), activation
-    call.accuracy = _gelu.code()
+    call.accuracy, call.tf32 = _gelu.code(), int(simulator.tf32)
     call.weight, call.bias = weight.data_ptr(), bias.data_ptr()
     call.x = views(inputs)
     if shortcut is not None:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View
 from torch import Tensor
@@ -19,7 +20,7 @@ class UpsampleCall(ctypes.Structure):
     """UpsampleCall of upsample.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "scale", "residual")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "scale", "residual", "tf32")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias")),
         *((name, View) for name in ("x", "y", "lr", "dx", "d_lr")),
         *((name, ctypes.c_void_p) for name in ("d_weight", "d_bias", "workspace")),
@@ -29,7 +30,7 @@ class UpsampleCall(ctypes.Structure):
 def _call(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, lr: Tensor | None, scale: int, residual: int
 ) -> UpsampleCall:
-    call = UpsampleCall(DTYPES.index(x.dtype), DTYPES.index(weight.dtype), scale, residual)
+    call = UpsampleCall(DTYPES.index(x.dtype), DTYPES.index(weight.dtype), scale, residual, int(simulator.tf32))
     call.weight, call.bias = weight.data_ptr(), bias.data_ptr()
     call.x, call.y = View.of(x), View.of(y)
     if lr is not None:

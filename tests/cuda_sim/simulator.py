@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the c
 POISON = 0xFF  # a NaN in every format
 
 seed = 0  # of the threads' order; 0 is ascending
+tf32 = False  # whether products of float32 may be of TF32
 launches = 0  # kernels that were started
 
 

@@ -18,7 +18,8 @@ HALVES = (torch.float16, torch.bfloat16)
 @pytest.fixture(scope="module")
 def probes(host_compiler: None) -> ctypes.CDLL:
     library = ctypes.CDLL(str(simulator.build(simulator.HERE / "probes.cpp", "-O1")))
-    for name in ("reverse", "multiply", "load_and_multiply", "gelu", "round"):
+    plain = ("reverse", "multiply", "load_and_multiply", "gelu", "round")
+    for name in (*plain, "round_tf32", "multiply_tf32", "pass", "count"):
         getattr(library, f"probe_{name}").restype = ctypes.c_char_p
     return library
 
@@ -56,6 +57,49 @@ def test_divergence_is_an_error(probes: ctypes.CDLL, which: int, message: str) -
     assert reverse(probes, which)[0] == message
 
 
+def pass_on(probes: ctypes.CDLL, which: int, seed: int = 0) -> tuple[str | None, bool]:
+    """The error, and whether the result is right."""
+    x, y = torch.arange(256.0), torch.zeros(256)
+    error = probes.probe_pass(pointer(x), pointer(y), which, ctypes.c_uint(seed))
+    return None if error is None else error.decode(), torch.equal(y, x.view(4, 64).flip(1).flatten())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_warps_wait_for_each_other_at_named_barriers(probes: ctypes.CDLL, seed: int) -> None:
+    assert pass_on(probes, 0, seed) == (None, True)
+
+
+def test_a_named_barrier_at_the_wrong_place_or_forgotten_shows(probes: ctypes.CDLL) -> None:
+    assert (None, False) in [pass_on(probes, 1, seed) for seed in range(6)]
+    errors = {pass_on(probes, 2, seed)[0] for seed in range(6)}
+    assert "a warp comes to barrier 1 again before it opens" in errors
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (3, "barrier 1 is of 128 threads for some and of 96 for others"),
+        (4, "the lanes of a warp do different things together"),
+        (5, "the lanes of a warp come to different barriers"),
+        (6, "barrier 1 never opens: 64 of 128 threads have come"),
+        (7, "barrier 1 never opens: 96 of 128 threads have come"),
+        (8, "barrier 2 never opens: 64 of 128 threads have come"),
+        (9, "barrier 16 does not exist; take one of 1 to 15"),
+        (10, "barrier 1 never opens: 64 of 128 threads have come"),
+    ],
+)
+def test_wrong_named_barriers_are_errors(probes: ctypes.CDLL, which: int, message: str) -> None:
+    assert pass_on(probes, which)[0] == message
+    assert pass_on(probes, 0) == (None, True)  # nothing is left of the failure
+
+
+def test_named_barriers_are_of_whole_warps_of_the_block(probes: ctypes.CDLL) -> None:
+    assert probes.probe_count(64) is None and probes.probe_count(32) is None
+    for threads in (0, 48, 96):
+        expected = f"barrier 1 is of {threads} threads, not whole warps of the block's 64"
+        assert probes.probe_count(threads).decode() == expected
+
+
 def matrices(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """a [16, 16] and b [16, 8] behind it column by column, and their product."""
     a, b = torch.randn(16, 16).to(dtype).float(), torch.randn(16, 8).to(dtype).float()
@@ -76,6 +120,37 @@ def test_a_wrong_fragment_shows(probes: ctypes.CDLL) -> None:
     y = torch.full((16, 8), torch.nan)
     assert probes.probe_multiply(pointer(x), pointer(y), 1, 0) is None
     assert (y.double() - expected).abs().max() > 0.1
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """Of finite numbers, to nearest with ties away from zero: an independent definition, in float64."""
+    mantissa, exponent = x.double().abs().frexp()
+    return (torch.sign(x.double()) * ((mantissa * 2**11 + 0.5).floor() / 2**11).ldexp(exponent)).float()
+
+
+def test_rounding_to_tf32(probes: ctypes.CDLL) -> None:
+    steps = 1 + torch.arange(-4.0, 5.0) * 2**-11  # ties among them
+    x = torch.cat((torch.randn(4000) * 10.0 ** torch.randint(-30, 30, (4000,)), steps, -steps, torch.zeros(2)))
+    y = torch.empty_like(x)
+    assert probes.probe_round_tf32(pointer(x), pointer(y), x.numel()) is None
+    assert torch.equal(y, rounded_to_tf32(x))
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    y = torch.empty_like(special)
+    assert probes.probe_round_tf32(pointer(special), pointer(y), 3) is None
+    assert torch.equal(y[:2], special[:2]) and y[2].isnan()
+
+
+def test_products_in_tf32_need_rounded_numbers(probes: ctypes.CDLL) -> None:
+    """Just below numbers of TF32, rounding is nearly exact, and cutting off what is wrong by a unit shows."""
+    a, b = (torch.randn(rows, 8).half().float() * (1 - 2**-20) for rows in (16, 8))
+    expected = a.double() @ b.double().T
+    memory = torch.cat((a.flatten(), b.flatten()))
+    errors = []
+    for which in range(4):
+        y = torch.full((16, 8), torch.nan)
+        assert probes.probe_multiply_tf32(pointer(memory), pointer(y), which) is None
+        errors.append((y - expected).abs().max().item())
+    assert errors[0] < 2e-5 and min(errors[1:3]) > 5e-4 and errors[3] > 0.1
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, float32_precision, results, weight
 from torch import Tensor
 
 import fastsr
@@ -53,8 +53,7 @@ by_case = pytest.mark.parametrize("case", (alk_conv, alk_stage), ids=lambda case
 @pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
 @pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
 def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with float32_precision("ieee"):
         assert_twice_rule(*case(size, dtype), backend)
 
 

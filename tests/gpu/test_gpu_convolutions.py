@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, float32_precision, results, weight
 from torch import Tensor
 
 import fastsr
@@ -78,8 +78,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=("ieee", "tf32"))
 def float32_products(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both ways in which PyTorch's convolutions multiply float32, for plain PyTorch and the kernels alike."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", request.param)
+    with float32_precision(request.param):
         yield request.param
 
 
@@ -123,7 +122,7 @@ def test_the_fused_stage_agrees_with_its_parts(size: tuple[int, int, int], dtype
         pytest.skip(reason)
     shapes = [(32, 64, 1, 1), (32,), (64, 64, 1, 1), (64, 1, 3, 3), (64,)]
     tensors = [t.cuda() for t in (*maps(size, 64, dtype), *weights(shapes, dtype))]
-    with fastsr.backend("cuda"):
+    with fastsr.backend("cuda"), float32_precision("ieee"):
         with torch.no_grad():
             fused = ops.bsconv_stage(*tensors)
         parts = ops.bsconv_stage(tensors[0].requires_grad_(), *tensors[1:])

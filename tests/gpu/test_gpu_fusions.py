@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, results, weight
+from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, float32_precision, results, weight
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -90,8 +90,7 @@ def _needs_kernels() -> None:
 @pytest.mark.parametrize("size", SIZES, ids=("patches", "image"))
 @pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
 def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with float32_precision("ieee"):
         assert_twice_rule(*case(size, dtype), "cuda", gradients=False)
 
 

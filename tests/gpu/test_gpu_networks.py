@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from kernel_checks import assert_network_within_twice
+from kernel_checks import assert_network_within_twice, float32_precision
 from test_models_cpu import network
 from torch import Tensor
 
@@ -36,8 +36,7 @@ def images(n: int = 4, size: int = 48, dtype: torch.dtype = FLOAT, seed: int = 3
 def test_output_and_gradients_are_within_twice_the_error_of_pytorch(
     name: str, dtype: torch.dtype, backend: str
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with float32_precision("ieee"):
         assert_network_within_twice(network(name).to("cuda", dtype), images(dtype=dtype), backend)
 
 

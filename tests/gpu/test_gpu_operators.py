@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import assert_twice_rule, results
+from kernel_checks import assert_twice_rule, float32_precision, results
 from operator_cases import BUILDERS, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,8 +55,7 @@ def test_layouts_at_an_images_size(name: str, layout: str, backend: str) -> None
 @pytest.mark.parametrize("shape", ((16, 64, 48, 48), IMAGE), ids=("patches", "image"))
 @pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
 def test_twice_rule(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, backend: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    with float32_precision("ieee"):
         assert_twice_rule(*case(name, shape, dtype), backend)
 
 

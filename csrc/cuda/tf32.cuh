@@ -1,0 +1,36 @@
+// Tf32 as a kernel's number type: float32 maps whose products may be of TF32, on the tensor cores.
+#pragma once
+
+#include "map.cuh"
+
+namespace fastsr::cuda {
+
+struct Tf32 {  // in memory as float is
+  float value;
+};
+__device__ __forceinline__ float to_float(Tf32 x) { return x.value; }
+
+// In float32 proper, products are FMAs.
+template <class T>
+constexpr bool kTensorCores = !__is_same(T, float);
+
+// Two words of every row: K = 16 in 16 bits, 8 in TF32.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
+  if constexpr (__is_same(T, Tf32))
+    mma_tf32(d, a0, a1, a2, a3, b0, b1);
+  else
+    mma_k16<T>(d, a0, a1, a2, a3, b0, b1);
+}
+
+// Makes of words of T, as they were loaded, what products take.
+template <class T, int Words>
+__device__ __forceinline__ void for_product(uint32_t (&word)[Words]) {
+  if constexpr (__is_same(T, Tf32)) {
+#pragma unroll
+    for (int i = 0; i < Words; ++i) word[i] = to_tf32(__uint_as_float(word[i]));
+  }
+}
+
+}  // namespace fastsr::cuda
