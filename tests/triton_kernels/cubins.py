@@ -46,7 +46,7 @@ class NoDriver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # Triton keeps what it compiled by device
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
