@@ -44,19 +44,44 @@ def test_a_failing_step_does_not_lose_the_others(tmp_path: Path) -> None:
     ]
 
 
-def test_kernels_are_built_for_the_gpu_that_is_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    show = python("show", "import os; print(os.environ['FASTSR_CUDA'])")
-    monkeypatch.delenv("FASTSR_CUDA", raising=False)
+def test_kernels_are_built_for_the_gpu_that_is_there_and_must_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = python("show", "import os; print(os.environ['FASTSR_CUDA'], os.environ['FASTSR_BUILD'])")
+    for name in ("FASTSR_CUDA", "FASTSR_BUILD"):
+        monkeypatch.delenv(name, raising=False)
     run_steps([show], tmp_path)
-    assert "native" in (tmp_path / "0-show.log").read_text().splitlines()
+    assert "native 1" in (tmp_path / "0-show.log").read_text().splitlines()
     monkeypatch.setenv("FASTSR_CUDA", "0")
+    monkeypatch.setenv("FASTSR_BUILD", "auto")
     run_steps([show], tmp_path)
-    assert "0" in (tmp_path / "0-show.log").read_text().splitlines()
+    assert "0 auto" in (tmp_path / "0-show.log").read_text().splitlines()
+
+
+def test_a_build_that_cannot_be_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because the compiler is none; what is built already stays."""
+    monkeypatch.delenv("FASTSR_BUILD", raising=False)
+    monkeypatch.setenv("FASTSR_CUDA", "0")
+    monkeypatch.setenv("CXX", "/bin/false")
+    (step,) = chosen_steps(all_steps(tmp_path, "cuda"), ["build"])
+    fresh = ("--force", "--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib"))
+    (outcome,) = run_steps([Step("build", (*step.command, *fresh), 120.0)], tmp_path)
+    assert outcome.state == "failed", (tmp_path / "0-build.log").read_text()
+
+
+def test_tests_that_are_cut_off_tell_which_failed_and_how(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_wrong(): assert 1 + 1 == 3\ndef test_long(): time.sleep(600)\n"
+    )
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", str(tmp_path / "test_slow.py"))
+    (outcome,) = run_steps([Step("test", command, 8.0)], tmp_path / "out")
+    log = (tmp_path / "out" / "0-test.log").read_text()
+    assert outcome.state == "timeout" and "assert (1 + 1) == 3" in log and "1 failed" in log
 
 
 def test_a_step_that_hangs_is_cut_off_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     code = (
         "import subprocess, sys, time; print('before', flush=True);"
         f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); time.sleep(600)"
