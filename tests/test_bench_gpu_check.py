@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -116,7 +117,7 @@ def test_the_real_steps_fit_into_nine_minutes(tmp_path: Path) -> None:
     some = chosen_steps(steps, ["test", "ops"])
     assert [step.name for step in some] == ["test", "ops"]
     assert sum(step.limit for step in some) == pytest.approx(TOTAL)
-    with pytest.raises(SystemExit, match="no step is called tset; there are info, build"):
+    with pytest.raises(SystemExit, match="no step is called tset; there are build, info"):
         chosen_steps(steps, ["tset"])
 
 
@@ -175,6 +176,14 @@ def test_a_missing_sanitizer_is_said_and_is_no_failure(
     shown = capsys.readouterr().out
     assert "sanitize absent" in shown and "compute-sanitizer is not installed: it comes with the CUDA toolkit" in shown
     assert json.loads((tmp_path / "check.json").read_text())[0]["state"] == "absent"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_a_step_says_so_in_a_sentence(tmp_path: Path) -> None:
+    for outcome in run_steps(chosen_steps(all_steps(tmp_path, "cuda"), ["ceilings", "ops"]), tmp_path):
+        log = (tmp_path / outcome.log).read_text()
+        assert outcome.state == "failed" and "Traceback" not in log, log
+        assert "fastsr: error: the device 'cuda' cannot be used here" in log
 
 
 def test_make(tmp_path: Path) -> None:
