@@ -109,6 +109,23 @@ def test_the_whole_keeps_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert late.state == "skipped"
 
 
+def test_what_a_step_leaves_of_its_time_goes_to_the_next(tmp_path: Path) -> None:
+    steps = [python("long", "import time; time.sleep(2)", 30.0), python("short", "", 5.0), python("last", "", 5.0)]
+    outcomes = run_steps(steps, tmp_path)
+    assert [outcome.state for outcome in outcomes] == ["ok", "ok", "ok"]
+    for before, step, outcome in zip(outcomes, steps[1:], outcomes[1:], strict=False):
+        assert outcome.limit == pytest.approx(step.limit + before.limit - before.seconds)
+
+
+def test_what_compiles_shares_the_time_for_one_row(tmp_path: Path) -> None:
+    (step,) = [step for step in all_steps(tmp_path, "cuda") if step.name == "compile"]
+    peers = step.command[step.command.index("--peers") + 1].split(",")
+    assert sum("compile" in peer or "hand-tuned" in peer for peer in peers) == 3
+    show = Step("show", (sys.executable, "-c", "import sys; print(*sys.argv)", *step.command[4:]), 60.0)
+    run_steps([show], tmp_path)
+    assert "--peer-limit 15" in (tmp_path / "0-show.log").read_text().splitlines()[-1]
+
+
 def test_the_real_steps_fit_into_nine_minutes(tmp_path: Path) -> None:
     steps = all_steps(tmp_path, "cuda")
     assert sum(step.limit for step in steps) == TOTAL < 540
@@ -134,7 +151,7 @@ def test_the_real_steps_name_what_the_registry_knows(tmp_path: Path) -> None:
     for step in all_steps(tmp_path, "cpu"):
         if "bench" not in step.command:
             continue
-        arguments = parser.parse_args([part.replace("{budget}", "9") for part in step.command[3:]])
+        arguments = parser.parse_args([part.format(budget="9", third="3") for part in step.command[3:]])
         request = _request(arguments, arguments.groups)
         check(request, load_registry())
         assert list(jobs(request, load_registry()))
