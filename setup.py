@@ -82,6 +82,11 @@ def cuda_architectures(torch: ModuleType) -> str:
     return ";".join(known.get(f"{major}.{minor}", f"{major}.{minor}") for major, minor in sorted(here))
 
 
+def cuda_code(cpp_extension: ModuleType) -> str:
+    """What nvcc is asked for: "sm_80 sm_90a compute_120", the last as PTX."""
+    return " ".join(flag.rsplit("code=", 1)[1] for flag in cpp_extension._get_cuda_arch_flags() if "code=" in flag)
+
+
 def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
@@ -104,6 +109,7 @@ def extensions(torch: ModuleType) -> dict[str, Any]:
     facts = [
         f'-DFASTSR_TORCH="{torch.__version__}"',
         f'-DFASTSR_CUDA="{torch.version.cuda if cuda_home else "none"}"',
+        f'-DFASTSR_CUDA_CODE="{cuda_code(cpp_extension) if cuda_home else ""}"',
     ]
     modules = [
         Extension(

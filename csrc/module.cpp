@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = FASTSR_COMPILER __VERSION__;
     info["torch"] = FASTSR_TORCH;
     info["cuda"] = FASTSR_CUDA;
+    info["cuda_code"] = FASTSR_CUDA_CODE;
     return info;
   });
 }

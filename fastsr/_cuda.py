@@ -6,6 +6,7 @@ operator `fastsr::_cuda_<op>`, which the library `_ops_cuda` implements, or the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ from fastsr._dispatch import current_backend, select
 from fastsr._native import LIB
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
+CODES = _device.parse_codes((_native.build_info() or {}).get("cuda_code", ""))
 
+logger = logging.getLogger("fastsr")
+
+_announced = False
 _routed: set[str] = set()
 _fits: dict[str, Callable[..., bool]] = {}
 _in_tf32: set[str] = set()
@@ -30,7 +35,40 @@ def missing() -> str | None:
 
 def reason_against(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Why the CUDA C++ kernels cannot take maps like `x`, or None. Traceable: plain globals and tensor metadata."""
-    return missing() or _device.reason_against("cuda", x, dtypes, DEVICES)
+    return missing() or _device.reason_against("cuda", x, dtypes, DEVICES) or _no_code(x)
+
+
+def _no_code(x: Tensor) -> str | None:
+    """Why no compiled code runs on the GPU of `x`, or None."""
+    if x.device.type != "cuda" or len(CODES) == 0:
+        return None
+    found = torch.cuda.get_device_properties(x.device)
+    if _device.code_for((found.major, found.minor), CODES) is not None:
+        return None
+    built = " ".join([code[0] for code in CODES])
+    return (
+        f"the GPU is sm_{found.major}{found.minor}, the CUDA C++ kernels are built for {built}; reinstall with "
+        "FASTSR_CUDA=native"
+    )
+
+
+def _announce(x: Tensor) -> None:
+    """Say once that a GPU runs other code than what was compiled for its kind."""
+    global _announced
+    _announced = True
+    if x.device.type != "cuda" or missing() is not None:
+        return
+    reason = _no_code(x)
+    if reason is not None:
+        logger.info("Triton runs in place of the CUDA C++ kernels: %s", reason)
+        return
+    found = torch.cuda.get_device_properties(x.device)
+    code = _device.code_for((found.major, found.minor), CODES)
+    if code is not None and code.startswith("compute_"):
+        logger.info(
+            "the GPU is sm_%d%d, newer than the CUDA C++ kernels: the driver compiles their PTX (%s) at first calls",
+            found.major, found.minor, code,
+        )  # fmt: skip
 
 
 def define(name: str, schema: str, tf32: bool = False) -> None:
@@ -64,6 +102,8 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        if not _announced:
+            _announce(first)
         fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
         if fits and select(op, first) == "cuda":
             more = (_gelu.code(), _device.allows_tf32(first)) if name in _in_tf32 else (_gelu.code(),)

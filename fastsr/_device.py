@@ -46,6 +46,34 @@ def allows_tf32(x: Tensor) -> bool:
     return x.is_cuda and torch.version.hip is None and conv.fp32_precision == "tf32"
 
 
+# Compiled code for GPUs: its name, the capability that it is for, whether it runs there only, whether it is PTX.
+Code = tuple[str, tuple[int, int], bool, bool]
+
+
+def parse_codes(names: str) -> tuple[Code, ...]:
+    """What nvcc was asked for, "sm_86 sm_90a compute_120", the best that a GPU may run first."""
+    codes: list[Code] = []
+    for name in names.split():
+        kind, _, version = name.partition("_")
+        digits = version.rstrip("af")
+        codes.append((name, (int(digits[:-1]), int(digits[-1])), digits != version, kind == "compute"))
+    return tuple(sorted(codes, key=lambda code: (not code[3], code[1]), reverse=True))
+
+
+def code_for(capability: tuple[int, int], codes: tuple[Code, ...]) -> str | None:
+    """The name of the code that a GPU runs, or None. Traceable.
+
+    Code runs on later minor versions of its generation, too, and with a letter on its own only; PTX on all later ones,
+    for which the driver compiles it.
+    """
+    for name, wanted, only_there, is_ptx in codes:
+        if wanted == capability:
+            return name
+        if not only_there and wanted <= capability and (is_ptx or wanted[0] == capability[0]):
+            return name
+    return None
+
+
 def reason_against(kind: str, x: Tensor, dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> str | None:
     """Why GPU kernels of `kind`, for `dtypes` on `devices`, cannot take maps like `x`, or None.
 

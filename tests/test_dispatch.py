@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -309,3 +310,49 @@ def test_which_backend_takes_convolutions_that_cuda_cannot(monkeypatch: pytest.M
             assert [runs_on_reference(op, x, weights(*size)) for size in sizes] == expected
         with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="129 channels out exceed 128"):
             runs_on_reference(op, x, weights(129, 31))
+
+
+CODES = "sm_80 sm_86 sm_89 sm_90a sm_100 sm_120 compute_120"  # what setup.py asks nvcc for
+
+
+@pytest.mark.parametrize(
+    ("capability", "code"),
+    [
+        ((7, 5), None),
+        ((8, 0), "sm_80"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90a"),
+        ((10, 3), "sm_100"),
+        ((11, 0), None),
+        ((12, 1), "sm_120"),
+        ((13, 0), "compute_120"),
+    ],
+)
+def test_a_gpu_runs_the_code_of_its_generation_or_ptx(capability: tuple[int, int], code: str | None) -> None:
+    assert _device.code_for(capability, _device.parse_codes(CODES)) == code
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "said"),
+    [
+        (9, 0, None),
+        (13, 1, "the GPU is sm_131, newer than the CUDA C++ kernels: the driver compiles their PTX (compute_120)"),
+        (11, 0, "Triton runs in place of the CUDA C++ kernels: the GPU is sm_110, the CUDA C++ kernels are built for"),
+    ],
+)
+def test_a_gpu_without_code_of_its_own_is_announced_once(
+    major: int, minor: int, said: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = types.SimpleNamespace(major=major, minor=minor)
+    x: Any = types.SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(_cuda, "CODES", _device.parse_codes(CODES))
+    monkeypatch.setattr(_cuda, "missing", lambda: None)
+    monkeypatch.setattr(_cuda, "_announced", False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    with caplog.at_level("INFO", logger="fastsr"):
+        _cuda._announce(x)
+    assert _cuda._announced
+    assert len(caplog.records) == (0 if said is None else 1)
+    assert all(said in record.getMessage() for record in caplog.records)
+    assert (_cuda._no_code(x) is None) == (major != 11)
