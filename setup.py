@@ -2,9 +2,9 @@
 
 FASTSR_BUILD=auto (default) builds what is possible and says what is left out and why; 1 makes a failed build an error;
 0 builds nothing. FASTSR_CUDA=0 leaves the CUDA operators out, "native" builds them for the GPUs of this machine only,
-in a sixth of the time; TORCH_CUDA_ARCH_LIST names architectures. FASTSR_SANITIZE=1 builds the CPU operators for
-AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). torch is not a build requirement, because an isolated
-build would fetch gigabytes of a version that need not match: the installed one is used.
+in a sixth of the time; otherwise TORCH_CUDA_ARCH_LIST names architectures. FASTSR_SANITIZE=1 builds the CPU operators
+for AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`). torch is not a build requirement, because an
+isolated build would fetch gigabytes of a version that need not match: the installed one is used.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def find_cuda() -> str | None:
 
 
 def cuda_architectures(torch: ModuleType) -> str:
-    """For TORCH_CUDA_ARCH_LIST: all, or with FASTSR_CUDA=native those of the GPUs that are here."""
+    """For TORCH_CUDA_ARCH_LIST: what it is or all, or with FASTSR_CUDA=native those of the GPUs that are here."""
     if os.environ.get("FASTSR_CUDA") != "native":
-        return CUDA_ARCHITECTURES
+        return os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
     here = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
     if not here:
         raise SystemExit("fastsr: FASTSR_CUDA is native and PyTorch sees no GPU; unset it to build for all of them")
@@ -97,7 +97,7 @@ def extensions(torch: ModuleType) -> dict[str, Any]:
     cuda_home = find_cuda() if wants_cuda else None
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(torch))
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures(torch)
     elif wants_cuda:
         say("the CUDA operators are left out: no nvcc with cuda_runtime.h was found; set CUDA_HOME")
 

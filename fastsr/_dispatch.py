@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _device, _env
+from fastsr._export import exporting
 from fastsr.errors import BackendError, InputError
 
 logger = logging.getLogger("fastsr")
@@ -118,16 +119,6 @@ def can_run(op: str, name: str, x: Tensor) -> str | None:
     if check is None:
         return f"{op} has no {name} kernel"
     return check(x)
-
-
-# The flag behind `is_exporting()`, for which dynamo puts True into whatever it compiles before PyTorch 2.13.
-_HAS_FLAG = hasattr(torch.compiler, "_is_exporting_flag")
-
-
-def exporting() -> bool:
-    """Exports must consist of standard operators, so they always take the reference path."""
-    exports = torch.compiler._is_exporting_flag if _HAS_FLAG else torch.compiler.is_exporting()
-    return exports or torch.onnx.is_in_onnx_export()
 
 
 def _select_forced(op: str, x: Tensor) -> str:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastsr import _device, _gelu
-from fastsr._dispatch import current_backend, exporting
+from fastsr._dispatch import current_backend
+from fastsr._export import exporting
 from fastsr.errors import BackendError, FastsrError
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests without a GPU put fakes in the place of Turns and Capture and add "cpu"

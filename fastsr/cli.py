@@ -352,7 +352,7 @@ def _outline(value: Any, indent: str = "") -> list[str]:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    from fastsr.imageio import atomic_write
+    from fastsr._files import atomic_write
 
     try:
         atomic_write(path, (json.dumps(data, indent=2) + "\n").encode())

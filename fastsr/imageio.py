@@ -25,7 +25,7 @@ from PIL import ImageOps, PngImagePlugin
 from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
 
-__all__ = ["SUFFIXES", "Image", "atomic_write", "image_size", "is_image_path", "read_image", "write_image"]
+__all__ = ["SUFFIXES", "Image", "image_size", "is_image_path", "read_image", "write_image"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """The file name endings that are read and written, in any case."""

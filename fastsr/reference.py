@@ -18,11 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastsr._export import exporting
+
 Activation = Literal["none", "gelu", "leaky_relu"]
 Residual = Literal["none", "anchor", "bilinear"]
 
 LEAKY_SLOPE = 0.05  # RLFN, and MLRN's LeakyReLU ablation
 ESA_POOL, ESA_POOL_STRIDE = 7, 3
+
+# Before PyTorch 2.13 a traced max_pool2d ties a dynamic size to its remainder by the stride.
+_POOL_TIES_SIZES = torch.__version__ < "2.13"
 
 
 class ALKConvWeights(NamedTuple):
@@ -188,6 +193,13 @@ def conv_mix(
     return F.conv2d(mixed + shortcut, c5_weight, c5_bias)
 
 
+def _pooled(low: Tensor) -> Tensor:
+    """The ESA's max-pooling. In exports by an old PyTorch the maxima of stride 1 are thinned out instead."""
+    if _POOL_TIES_SIZES and exporting():
+        return F.max_pool2d(low, ESA_POOL, 1)[:, :, ::ESA_POOL_STRIDE, ::ESA_POOL_STRIDE]
+    return F.max_pool2d(low, ESA_POOL, ESA_POOL_STRIDE)
+
+
 def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
     """Enhanced spatial attention, in RLFN's plain form or in BSRN's blueprint form, chosen by the weights' type.
 
@@ -197,11 +209,11 @@ def esa(x: Tensor, weights: ESAWeights, *, conv2_padding: int = 0) -> Tensor:
     reduced = F.conv2d(x, w.conv1_weight, w.conv1_bias)
     if isinstance(w, PlainESAWeights):
         low = F.conv2d(reduced, w.conv2_weight, w.conv2_bias, stride=2, padding=conv2_padding)
-        low = F.max_pool2d(low, ESA_POOL, ESA_POOL_STRIDE)
+        low = _pooled(low)
         low = F.conv2d(low, w.conv3_weight, w.conv3_bias, padding=1)
     else:
         low = bsconv(reduced, w.conv2_pw_weight, w.conv2_dw_weight, w.conv2_dw_bias, stride=2, padding=conv2_padding)
-        low = F.max_pool2d(low, ESA_POOL, ESA_POOL_STRIDE)
+        low = _pooled(low)
         low = bsconv(low, w.conv_max_pw_weight, w.conv_max_dw_weight, w.conv_max_dw_bias, activation="gelu")
         low = bsconv(low, w.conv3_pw_weight, w.conv3_dw_weight, w.conv3_dw_bias, activation="gelu")
         low = bsconv(low, w.conv3__pw_weight, w.conv3__dw_weight, w.conv3__dw_bias)

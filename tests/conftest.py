@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,33 @@ from fastsr import _env, _native
 # PyTorch's rounding errors, which the 2x rule goes by, depend on its threads: as many on every machine.
 torch.set_num_threads(2)
 
+# What a machine for kernels may lack of the packages of fastsr and fastsr[test]: files that import them skip there.
+PACKAGES = ("cv2", "hypothesis", "msgspec", "yaml")
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # measuring data beside the checkout, absent elsewhere
+
+
+class _File(pytest.Module):
+    """Skips a file of tests, and says so, where a package that it imports is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            name = _not_found(error)
+            if name not in PACKAGES:
+                raise
+            pytest.skip(f"{self.path.name} needs the package {name}, which is not installed", allow_module_level=True)
+
+
+def _not_found(error: BaseException | None) -> str | None:
+    """The package that this error comes from."""
+    while error is not None and not isinstance(error, ModuleNotFoundError):
+        error = error.__cause__
+    return None if error is None else error.name
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return _File.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(autouse=True)

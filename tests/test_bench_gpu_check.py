@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -44,19 +45,44 @@ def test_a_failing_step_does_not_lose_the_others(tmp_path: Path) -> None:
     ]
 
 
-def test_kernels_are_built_for_the_gpu_that_is_there_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    show = python("show", "import os; print(os.environ['FASTSR_CUDA'])")
-    monkeypatch.delenv("FASTSR_CUDA", raising=False)
+def test_kernels_are_built_for_the_gpu_that_is_there_and_must_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = python("show", "import os; print(os.environ['FASTSR_CUDA'], os.environ['FASTSR_BUILD'])")
+    for name in ("FASTSR_CUDA", "FASTSR_BUILD"):
+        monkeypatch.delenv(name, raising=False)
     run_steps([show], tmp_path)
-    assert "native" in (tmp_path / "0-show.log").read_text().splitlines()
+    assert "native 1" in (tmp_path / "0-show.log").read_text().splitlines()
     monkeypatch.setenv("FASTSR_CUDA", "0")
+    monkeypatch.setenv("FASTSR_BUILD", "auto")
     run_steps([show], tmp_path)
-    assert "0" in (tmp_path / "0-show.log").read_text().splitlines()
+    assert "0 auto" in (tmp_path / "0-show.log").read_text().splitlines()
+
+
+def test_a_build_that_cannot_be_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because the compiler is none; what is built already stays."""
+    monkeypatch.delenv("FASTSR_BUILD", raising=False)
+    monkeypatch.setenv("FASTSR_CUDA", "0")
+    monkeypatch.setenv("CXX", "/bin/false")
+    (step,) = chosen_steps(all_steps(tmp_path, "cuda"), ["build"])
+    fresh = ("--force", "--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib"))
+    (outcome,) = run_steps([Step("build", (*step.command, *fresh), 120.0)], tmp_path)
+    assert outcome.state == "failed", (tmp_path / "0-build.log").read_text()
+
+
+def test_tests_that_are_cut_off_tell_which_failed_and_how(tmp_path: Path) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_wrong(): assert 1 + 1 == 3\ndef test_long(): time.sleep(600)\n"
+    )
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", str(tmp_path / "test_slow.py"))
+    (outcome,) = run_steps([Step("test", command, 8.0)], tmp_path / "out")
+    log = (tmp_path / "out" / "0-test.log").read_text()
+    assert outcome.state == "timeout" and "assert (1 + 1) == 3" in log and "1 failed" in log
 
 
 def test_a_step_that_hangs_is_cut_off_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "_GRACE", 0.5)
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     code = (
         "import subprocess, sys, time; print('before', flush=True);"
         f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); time.sleep(600)"
@@ -83,6 +109,23 @@ def test_the_whole_keeps_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert late.state == "skipped"
 
 
+def test_what_a_step_leaves_of_its_time_goes_to_the_next(tmp_path: Path) -> None:
+    steps = [python("long", "import time; time.sleep(2)", 30.0), python("short", "", 5.0), python("last", "", 5.0)]
+    outcomes = run_steps(steps, tmp_path)
+    assert [outcome.state for outcome in outcomes] == ["ok", "ok", "ok"]
+    for before, step, outcome in zip(outcomes, steps[1:], outcomes[1:], strict=False):
+        assert outcome.limit == pytest.approx(step.limit + before.limit - before.seconds)
+
+
+def test_what_compiles_shares_the_time_for_one_row(tmp_path: Path) -> None:
+    (step,) = [step for step in all_steps(tmp_path, "cuda") if step.name == "compile"]
+    peers = step.command[step.command.index("--peers") + 1].split(",")
+    assert sum("compile" in peer or "hand-tuned" in peer for peer in peers) == 3
+    show = Step("show", (sys.executable, "-c", "import sys; print(*sys.argv)", *step.command[4:]), 60.0)
+    run_steps([show], tmp_path)
+    assert "--peer-limit 15" in (tmp_path / "0-show.log").read_text().splitlines()[-1]
+
+
 def test_the_real_steps_fit_into_nine_minutes(tmp_path: Path) -> None:
     steps = all_steps(tmp_path, "cuda")
     assert sum(step.limit for step in steps) == TOTAL < 540
@@ -91,7 +134,7 @@ def test_the_real_steps_fit_into_nine_minutes(tmp_path: Path) -> None:
     some = chosen_steps(steps, ["test", "ops"])
     assert [step.name for step in some] == ["test", "ops"]
     assert sum(step.limit for step in some) == pytest.approx(TOTAL)
-    with pytest.raises(SystemExit, match="no step is called tset; there are info, build"):
+    with pytest.raises(SystemExit, match="no step is called tset; there are build, info"):
         chosen_steps(steps, ["tset"])
 
 
@@ -108,7 +151,7 @@ def test_the_real_steps_name_what_the_registry_knows(tmp_path: Path) -> None:
     for step in all_steps(tmp_path, "cpu"):
         if "bench" not in step.command:
             continue
-        arguments = parser.parse_args([part.replace("{budget}", "9") for part in step.command[3:]])
+        arguments = parser.parse_args([part.format(budget="9", third="3") for part in step.command[3:]])
         request = _request(arguments, arguments.groups)
         check(request, load_registry())
         assert list(jobs(request, load_registry()))
@@ -150,6 +193,14 @@ def test_a_missing_sanitizer_is_said_and_is_no_failure(
     shown = capsys.readouterr().out
     assert "sanitize absent" in shown and "compute-sanitizer is not installed: it comes with the CUDA toolkit" in shown
     assert json.loads((tmp_path / "check.json").read_text())[0]["state"] == "absent"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_a_step_says_so_in_a_sentence(tmp_path: Path) -> None:
+    for outcome in run_steps(chosen_steps(all_steps(tmp_path, "cuda"), ["ceilings", "ops"]), tmp_path):
+        log = (tmp_path / outcome.log).read_text()
+        assert outcome.state == "failed" and "Traceback" not in log, log
+        assert "fastsr: error: the device 'cuda' cannot be used here" in log
 
 
 def test_make(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -84,6 +86,29 @@ def test_benchmarks_run_from_an_installation(pure_wheel: Path, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.json").exists() and (tmp_path / "x.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "listed", "wanted"),
+    [
+        (None, None, "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"),
+        (None, "8.0 9.0", "8.0 9.0"),
+        ("native", None, "8.6;9.0a"),
+        ("native", "7.5 8.0 9.0+PTX", "8.6;9.0a"),  # as images with PyTorch have it set
+    ],
+)
+def test_architectures(monkeypatch: pytest.MonkeyPatch, cuda: str | None, listed: str | None, wanted: str) -> None:
+    """Those of the GPUs that are here with FASTSR_CUDA=native, whatever else is listed."""
+    for name, value in (("FASTSR_CUDA", cuda), ("TORCH_CUDA_ARCH_LIST", listed), ("FASTSR_BUILD", "0")):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    found = runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]
+    gpus = [(9, 0), (8, 6), (9, 0)]
+    here = types.SimpleNamespace(device_count=lambda: len(gpus), get_device_capability=gpus.__getitem__)
+    assert found(types.SimpleNamespace(cuda=here)) == wanted
 
 
 @pytest.mark.parametrize("file", ("portable.cpp", "tables.cpp", "avx2.cpp", "avx512.cpp"))

@@ -211,6 +211,7 @@ def test_environment_forces_the_backend() -> None:
 
 
 def test_environment_reaches_the_command_line() -> None:
+    pytest.importorskip("cv2", reason="needs opencv-python-headless")
     code = "import sys; from fastsr.cli import main; sys.exit(main(['upscale', '-i', 'x', '-o', 'y', '--model', 'z']))"
     done = run_python(code, FASTSR_BACKEND="cudnn")
     assert done.returncode == 2

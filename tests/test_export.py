@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fastsr
+from fastsr import reference
 
 NETWORKS = ("alkdnet", "mlrn", "bsrn", "rlfn")
 
@@ -31,6 +32,21 @@ def test_torch_export_has_only_standard_operators(name: str) -> None:
     x = torch.rand(3, 3, 31, 24)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5 * net.input_range)
+
+
+@pytest.mark.parametrize("size", ((7, 12), (9, 23), (31, 8)))
+def test_pooling_in_exports_by_an_old_pytorch_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, *size).round(decimals=0).requires_grad_()  # with equal maxima
+    plain = reference._pooled(x)
+    monkeypatch.setattr(reference, "_POOL_TIES_SIZES", True)
+    monkeypatch.setattr(reference, "exporting", lambda: True)
+    thinned = reference._pooled(x)
+    assert torch.equal(plain, thinned)
+    cotangent = torch.randn_like(plain)
+    a, b = (torch.autograd.grad(y, x, cotangent)[0] for y in (plain, thinned))
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import fastsr
 from fastsr import _env, ops
-from fastsr.evaluate import evaluate
 from fastsr.nn import ALKDB, ALKConv, BlueprintESA, PlainESA
 
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -395,6 +394,9 @@ def test_opcheck(cpu_kernels: None) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["net_g_ALKDN_x4", "net_g_BSRN_x4", "rlfn_x4"])
 def test_set5_scores_are_the_same(shared: Path, checkpoint: str) -> None:
+    pytest.importorskip("cv2", reason="needs opencv-python-headless")
+    from fastsr.evaluate import evaluate
+
     net = fastsr.load(shared / "weights" / f"{checkpoint}.pth")
     folder = shared / "data" / "set5"
     scores = [evaluate(n, folder, progress=False).psnr for n in (net, fastsr.freeze(net))]  # type: ignore[arg-type]

@@ -10,12 +10,14 @@ from torch import Tensor
 
 import fastsr
 from fastsr import ops, reference
-from fastsr.imageio import read_image
 from fastsr.imresize import imresize
 
 
 def low_resolution(shared: Path, name: str, scale: int) -> Tensor:
     """The bicubic LR of a Set5 image as [1, 3, H, W] in 0..1."""
+    pytest.importorskip("cv2", reason="needs opencv-python-headless")
+    from fastsr.imageio import read_image
+
     hr = read_image(shared / "data" / "set5" / f"{name}.png").rgb
     height, width = (extent // scale * scale for extent in hr.shape[:2])
     lr = imresize(hr[:height, :width], size=(height // scale, width // scale))

@@ -16,8 +16,9 @@ from image_helpers import picture
 from PIL import ImageCms
 
 from fastsr import imageio
+from fastsr._files import atomic_write
 from fastsr.errors import ImageError, InputError
-from fastsr.imageio import Image, atomic_write, image_size, read_image, write_image
+from fastsr.imageio import Image, image_size, read_image, write_image
 
 LOSSLESS = ("png", "bmp", "tif", "tiff")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

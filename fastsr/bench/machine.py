@@ -23,6 +23,7 @@ from fastsr._device import find_device
 from fastsr.bench.cases import TORCH_DTYPES
 from fastsr.bench.measure import overhead_us, timer
 from fastsr.bench.peers import cuda_precision
+from fastsr.errors import InputError
 
 _TRIES, _SECONDS = 8, 0.5  # each ceiling is the best of so many tries and more, for so long at least
 _PACKAGES = ("torch", "triton", "onnxruntime", "openvino", "numpy")
@@ -141,11 +142,16 @@ def _best(device: torch.device, run: Callable[[], Any], amount: float) -> float:
     return amount / best / 1e6
 
 
-def main() -> None:
+def main() -> int:
     """Prints the environment and the ceilings of the device that is named as argument."""
-    device = timed_device(sys.argv[1] if len(sys.argv) > 1 else "auto")
+    try:
+        device = timed_device(sys.argv[1] if len(sys.argv) > 1 else "auto")
+    except InputError as error:
+        print(f"fastsr: error: {error}", file=sys.stderr)
+        return 2
     print(json.dumps({"environment": environment(device), "ceilings": ceilings(device)}, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,10 +28,16 @@ def expected(case: Case, device: torch.device) -> list[list[Tensor]]:
     return [results(runner, case, seed) for seed in SEEDS]
 
 
+@lru_cache(maxsize=len(SEEDS))
+def _maps(case: Case, seed: int) -> tuple[Tensor, ...]:
+    """Kept for the next peer of the row: random numbers take longer than most of what a GPU makes of them."""
+    return case.maps(seed)
+
+
 def results(runner: Runner, case: Case, seed: int) -> list[Tensor]:
     """Writes the maps of `seed` into the runner's and returns what it makes of them."""
     with torch.no_grad():
-        for x, value in zip(runner.inputs, case.maps(seed), strict=True):
+        for x, value in zip(runner.inputs, _maps(case, seed), strict=True):
             x.copy_(value)
     with runner.context():
         runner.prepare()

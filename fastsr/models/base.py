@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsr._dispatch import current_backend, exporting
+from fastsr._dispatch import current_backend
+from fastsr._export import exporting
 from fastsr.errors import InputError
 from fastsr.ops import output_format
 

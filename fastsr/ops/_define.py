@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, current_backend, exporting, left_to_triton, register, select
+from fastsr._dispatch import can_run, current_backend, left_to_triton, register, select
+from fastsr._export import exporting
 from fastsr._native import LIB
 from fastsr.errors import InputError
 from fastsr.ops._call import backward_caller, caller, records

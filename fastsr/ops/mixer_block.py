@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastsr import _native
-from fastsr._dispatch import current_backend, exporting
+from fastsr._dispatch import current_backend
+from fastsr._export import exporting
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, records
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu

@@ -76,7 +76,7 @@ def write(output: Path, architecture: str, device: str, found: dict[Use, Tile]) 
     """Write the table of `architecture` with what was found on `device`, without what the default table has as well."""
     import triton
 
-    from fastsr.imageio import atomic_write
+    from fastsr._files import atomic_write
 
     config: Any = importlib.import_module("fastsr.kernels.config")
     config.table.cache_clear()

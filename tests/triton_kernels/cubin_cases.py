@@ -19,9 +19,9 @@ class Case:
     """One call of a launcher, on tensors without memory.
 
     `run` gets the launchers' module. `channels` times the tile's pixels (BP) are the elements that instructions are
-    counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels, but
-    for one, may use no stack. `double` names the kernels that compute in float64 on purpose, `alone` those of which a multiprocessor holds
-    one program only, with their most registers by architecture.
+    counted by. `stack` and `shared` are how many bytes of each a kernel may use; forward kernels, but for one, may use
+    no stack. `double` names the kernels that compute in float64 on purpose, `alone` those of which a multiprocessor
+    holds one program only, with their most registers by architecture.
     """
 
     name: str
