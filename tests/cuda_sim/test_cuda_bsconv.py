@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import kernel_checks as kc
@@ -207,9 +208,10 @@ def test_stage_in_every_layout(layout: str, dtype: torch.dtype) -> None:
 
 def test_stage_takes_one_launch_or_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    for name in ("pointwise", "bsconv", "_cuda_bsconv_stage"):
-        packet = getattr(torch.ops.fastsr, name)
-        monkeypatch.setattr(torch.ops.fastsr, name, lambda *a, n=name, p=packet: (called.append(n), p(*a))[1])
+    module = sys.modules["fastsr.ops.bsconv_stage"]
+    for place, name in ((module, "pointwise"), (module, "bsconv"), (torch.ops.fastsr, "_cuda_bsconv_stage")):
+        call = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, n=name, c=call, **k: (called.append(n), c(*a, **k))[1])
     with fastsr.backend("cuda"):
         fused = ops.bsconv_stage(*on_device(stage_inputs((1, 16, 5, 6), 64)))
         assert called == ["_cuda_bsconv_stage"]
