@@ -53,8 +53,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _call_backward(grad, *ctx.saved_tensors, ctx.eps)
-    norm: tuple[Tensor | None, ...] = gradients[5:] if ctx.saved_tensors[-1] is not None else (None, None)
+    saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
+    gradients = _call_backward(grad, *saved, ctx.eps)
+    norm: tuple[Tensor | None, ...] = gradients[5:] if saved[-1] is not None else (None, None)
     return (gradients[0], grad, *gradients[1:5], *norm, None)
 
 
