@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastsr
 from fastsr.models import create_model
@@ -127,6 +129,32 @@ def test_exports_standard_operators_only(name: str) -> None:
     targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert not [t for t in targets if t.startswith("fastsr")]
     torch.testing.assert_close(exported.module()(image()), net(image()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", NETS)
+def test_a_trace_can_be_saved_and_trained(name: str, tmp_path: Path) -> None:
+    """A trace holds operators, not Python functions, and those that autograd can record."""
+    net = network(name, num_block=1)
+    frozen = fastsr.freeze(net)
+    with torch.no_grad():
+        for file, traced in (("net.pt", net), ("frozen.pt", frozen)):
+            torch.jit.save(torch.jit.trace(traced, image()), tmp_path / file)
+        torch.testing.assert_close(torch.jit.load(tmp_path / "frozen.pt")(image()), frozen(image()))
+    want = run(net, image(), "cpu")
+    for key, value in run(torch.jit.load(tmp_path / "net.pt"), image(), "cpu").items():
+        torch.testing.assert_close(value, want[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", NETS)
+def test_checkpointing_gives_the_same_gradients(name: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(name, num_block=1)
+    want = run(net, image(), "cpu")
+    forward = net.forward
+    monkeypatch.setattr(net, "forward", lambda x: checkpoint(forward, x, use_reentrant=reentrant))
+    for key, value in run(net, image(), "cpu").items():
+        assert torch.equal(value, want[key]), key
 
 
 def test_complexity_is_that_of_the_papers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -20,6 +19,7 @@ from fastsr.nn.layers import (
     pack_pointwise,
     packed_weights,
 )
+from fastsr.ops._call import records
 from fastsr.reference import Activation, ALKConvWeights
 
 
@@ -42,7 +42,7 @@ def _may_overwrite(module: nn.Module) -> dict[str, bool]:
 
 def _is_recorded(module: nn.Module) -> bool:
     """Whether autograd would record what its parameters do."""
-    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+    return records(*module.parameters())
 
 
 class _DistillationBlock(nn.Module):

@@ -3,7 +3,7 @@
 An operator with a derivative from `torch.library.register_autograd` runs some fifty microseconds of Python per call,
 with or without autograd, which is longer than many a kernel takes. Eagerly the functions here go past it, below the
 dispatcher's autograd keys, with a `torch.autograd.Function` of their own where autograd records. What they compute and
-save is the same. Whoever traces or transforms (torch.compile, torch.func) sees the operator itself.
+save is the same. Whoever traces or transforms (torch.compile, torch.jit.trace, torch.func) sees the operator itself.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def records(*values: Any) -> bool:
-    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks."""
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks.
+
+    A trace of torch.jit may be run with autograd, whatever it was made with.
+    """
+    recording = torch.is_grad_enabled() or torch.jit.is_tracing()
+    return recording and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def _transformed() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    compiling = torch.compiler.is_compiling()
+    return compiling or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def backward_caller(name: str) -> Callable[..., Any]:

@@ -154,7 +154,7 @@ def may_free_early(x: Tensor) -> bool:
 
     On the CPU, in float32 and without autograd, which would keep them anyway. In half precision every sum rounds.
     """
-    recorded = torch.is_grad_enabled() and x.requires_grad
+    recorded = torch.jit.is_tracing() or records(x)
     return not recorded and x.dtype == torch.float32 and select("pointwise", x) == "cpu"
 
 
