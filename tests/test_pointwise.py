@@ -20,6 +20,7 @@ ACTIVATIONS = ("none", "gelu", "leaky_relu")
 SHAPES = [
     ((32, 32, 32, 32), 64, 1, 9, 13),
     ((64, 64, 64), 64, 2, 5, 101),  # a strip and a rest
+    ((100, 41), 46, 1, 7, 50),  # many channels, none of them whole vectors
     ((58,), 58, 1, 7, 7),
     ((52,), 52, 2, 3, 6),
     ((3, 17), 5, 1, 4, 2),  # a row narrower than a tile
@@ -146,7 +147,7 @@ def test_opcheck_of_what_autograd_records(layout: str, shortcut: bool) -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
 def test_keeping_the_argument_changes_nothing(activation: str) -> None:
-    w, b, x, y = (t.requires_grad_() for t in case((20, 37), 29, 1, 23, 50, "nhwc"))
+    w, b, x, y = (t.requires_grad_() for t in case((64, 77), 29, 1, 23, 50, "nhwc"))
     added = feature_map((1, 29, 23, 50), "nhwc", seed=5).requires_grad_()
     leaves = (x, y, w, b, added)
     kept = ops.pointwise([x, y], w, b, shortcut=added, activation=activation)

@@ -26,6 +26,7 @@ from fastsr.ops._define import (
 from fastsr.reference import Activation
 
 CUDA_MAX_INPUTS = 16  # csrc/cuda/pointwise.h
+KEPT_FROM = 128  # channels in, from which on computing a product again takes longer than writing and reading it
 
 
 def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
@@ -220,7 +221,7 @@ def pointwise(
         backend = reference_because("pointwise", reason)
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
-    if backend == "cpu" and code and records(*inputs, weight, bias, shortcut):
+    if backend == "cpu" and code and channels >= KEPT_FROM and records(*inputs, weight, bias, shortcut):
         return _call_kept(list(inputs), weight, bias, shortcut, code)[0]
     return _call(list(inputs), weight, bias, shortcut, code)
 
