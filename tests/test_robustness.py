@@ -151,38 +151,61 @@ def test_kernels_make_threads_of_their_own_in_a_child_of_fork() -> None:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("variable", ["OMP_PROC_BIND", "FASTSR_TEST_NOTHING"])
-def test_threads_that_openmp_binds_are_used(variable: str) -> None:
-    """New ones would share the caller's processor. Either way the results are equal to the bit."""
+@pytest.mark.skipif(not TASKS.is_dir(), reason=f"counts threads in {TASKS}, which is not here")
+@pytest.mark.parametrize(("variable", "own"), [("FASTSR_TEST_NOTHING", True), ("OMP_PROC_BIND", False)])
+def test_threads_that_come_late_are_replaced(variable: str, own: bool) -> None:
+    """All on one processor, torch's thread begins when the caller has finished.
+
+    Where OpenMP binds threads, new ones would share the caller's processor. Either way results are equal to the bit.
+    """
     program = (
-        "import hashlib, torch, fastsr; from operator_cases import build; torch.set_num_threads(2)\n"
+        "import hashlib, os, torch, fastsr; from operator_cases import build; torch.set_num_threads(2)\n"
         "case = build('alk_conv', (1, 16, 90, 64), 'nhwc'); fastsr.backend('cpu')\n"
-        "with torch.no_grad(): y = case.function(*case.tensors.values())\n"
-        "print(hashlib.sha256(y.numpy().tobytes()).hexdigest())"
+        "with torch.no_grad():\n"
+        "    case.function(*case.tensors.values())\n"
+        f"    threads = os.listdir('{TASKS}'); one = {{min(os.sched_getaffinity(0))}}\n"
+        "    for thread in threads: os.sched_setaffinity(int(thread), one)\n"
+        "    for _ in range(100):\n"
+        "        y = case.function(*case.tensors.values())\n"
+        f"        made = len(os.listdir('{TASKS}')) - len(threads)\n"
+        "        if made: break\n"
+        "print(made, hashlib.sha256(y.numpy().tobytes()).hexdigest())"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, variable: "true", "PYTHONPATH": path}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    case = build("alk_conv", (1, 16, 90, 64), "nhwc")
-    (want,) = outputs_of(case, "cpu")
-    assert run.stdout.strip() == hashlib.sha256(want.numpy().tobytes()).hexdigest()
+    (want,) = outputs_of(build("alk_conv", (1, 16, 90, 64), "nhwc"), "cpu")
+    assert run.stdout.split() == [str(int(own)), hashlib.sha256(want.numpy().tobytes()).hexdigest()]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_all_threads_treat_small_numbers_alike() -> None:
-    """torch.set_flush_denormal changes the calling thread; the others are made before it does."""
+    """torch.set_flush_denormal changes the calling thread; the others, torch's or our own, are made before it does."""
     x, weight = (torch.full(size, 1e-20) for size in ((1, 16, 90, 64), (16, 16, 1, 1)))
     x = x.to(memory_format=torch.channels_last)
-    results = {}
-    for flush in (False, True):
-        if not torch.set_flush_denormal(flush):
-            pytest.skip("this processor does not flush denormal numbers")
-        try:
-            results[flush] = [fastsr.ops.pointwise([x], weight, torch.zeros(16)) for _ in range(20)]
-        finally:
-            torch.set_flush_denormal(False)
-    assert all((y > 0).all() for y in results[False])
-    assert not any(y.any() for y in results[True])
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor does not flush denormal numbers")
+
+    def body() -> bool:
+        results = {}
+        torch.set_num_threads(2)
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            try:
+                results[flush] = [fastsr.ops.pointwise([x], weight, torch.zeros(16)) for _ in range(20)]
+            finally:
+                torch.set_flush_denormal(False)
+        torch.set_num_threads(1)  # for the comparison, which is torch's
+        return all((y > 0).all() for y in results[False]) and not any(y.any() for y in results[True])
+
+    threads = torch.get_num_threads()
+    try:
+        assert body()
+    finally:
+        torch.set_num_threads(threads)
+    if hasattr(os, "fork"):
+        assert exit_status_of_child(body) == 0
 
 
 def outputs_of(case: Case, backend: str) -> tuple[Tensor, ...]:

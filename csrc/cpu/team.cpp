@@ -25,6 +25,10 @@ using Clock = std::chrono::steady_clock;
 // how long the caller looks for the end of the others, about the time of an item. Asleep it leaves its processor to
 // them, which they may be waiting for.
 constexpr std::chrono::microseconds kLooks{100}, kLooksForEnd{20};
+// A thread of torch's that begins so much after the end of all work was not let run. For how many times as long torch's
+// are then not asked: what asking costs where they never come in time is the inverse.
+constexpr std::chrono::microseconds kTooLate{500};
+constexpr int kNotAsked = 50;
 
 // Whether `changed` came true within `time`.
 template <class Changed>
@@ -43,29 +47,12 @@ bool watch(std::chrono::microseconds time, Changed&& changed) {
   return false;
 }
 
-// How the processor treats numbers below the normal ones (torch.set_flush_denormal), which the caller's threads share:
-// results must not depend on who computes them.
-#if defined(__x86_64__)
-uint32_t float_mode() { return __builtin_ia32_stmxcsr(); }
-void set_float_mode(uint32_t mode) { __builtin_ia32_ldmxcsr(mode); }
-#elif defined(__aarch64__)
-uint64_t float_mode() {
-  uint64_t mode;
-  asm volatile("mrs %0, fpcr" : "=r"(mode));
-  return mode;
-}
-void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
-#else
-int float_mode() { return 0; }
-void set_float_mode(int) {}
-#endif
-
 struct Job {
   void (*run)(void*);
   void* context;
-  int64_t open;                                // places for threads to join
-  decltype(float_mode()) mode = float_mode();  // the caller's
-  std::atomic<int64_t> inside{0};              // threads that have joined and not left
+  int64_t open;                                 // places for threads to join
+  FloatMode::Mode mode = FloatMode::current();  // the caller's
+  std::atomic<int64_t> inside{0};               // threads that have joined and not left
   std::exception_ptr error;
 };
 
@@ -122,8 +109,10 @@ class Team {
     for (;;) {
       const uint32_t posted = posted_;
       if (Job* job = join()) {
-        set_float_mode(job->mode);
-        attempt(*job);
+        {
+          const FloatMode as_caller(job->mode);
+          attempt(*job);
+        }
         // The job is gone as soon as nobody is inside: its caller is told through the team.
         --job->inside;
         ++left_;
@@ -141,14 +130,12 @@ class Team {
 };
 
 std::atomic<Team*> current{nullptr};
+std::atomic<bool> forked{false};       // in a child
+std::atomic<Clock::rep> own_until{0};  // until when the team runs all loops
 
 // Never destroyed: its threads may be asleep in it when the process ends. A forked child has none of them and gets a
 // team of its own.
 Team& team() {
-#if defined(__unix__) || defined(__APPLE__)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { current = nullptr; });
-  static_cast<void>(registered);
-#endif
   Team* existing = current;
   if (existing) return *existing;
   Team* made = new Team;
@@ -157,17 +144,33 @@ Team& team() {
   return *existing;
 }
 
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  current = nullptr;
+  forked = true;
+});
+#endif
+
+bool openmp_binds_threads() {
+  const char* bind = std::getenv("OMP_PROC_BIND");
+  return (bind && *bind && std::strcmp(bind, "false") != 0 && std::strcmp(bind, "FALSE") != 0) ||
+         std::getenv("GOMP_CPU_AFFINITY") || std::getenv("KMP_AFFINITY");
+}
+
 }  // namespace
 
 void call_together(int64_t others, void (*run)(void*), void* context) { team().call(others, run, context); }
 
-bool openmp_binds_threads() {
-  static const bool binds = [] {
-    const char* bind = std::getenv("OMP_PROC_BIND");
-    return (bind && *bind && std::strcmp(bind, "false") != 0 && std::strcmp(bind, "FALSE") != 0) ||
-           std::getenv("GOMP_CPU_AFFINITY") || std::getenv("KMP_AFFINITY");
-  }();
-  return binds;
+bool wants_own_threads() {
+  if (forked) return true;
+  const Clock::rep until = own_until;
+  return until != 0 && Clock::now().time_since_epoch().count() < until;
+}
+
+void tell_wait(std::chrono::nanoseconds wait) {
+  if (wait < kTooLate) return;
+  static const bool binds = openmp_binds_threads();
+  if (!binds) own_until = (Clock::now() + kNotAsked * wait).time_since_epoch().count();
 }
 
 }  // namespace fastsr::cpu
