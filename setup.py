@@ -185,7 +185,7 @@ setup(
         "fastsr.bench.registry_data": "benchmarks/registry",
     },
     package_data={
-        "fastsr": ["py.typed", "weights/*", "train/recipes/*.yaml", "bench/*.json", "bench/*.j2"],
+        "fastsr": ["py.typed", "gpu_order/*.json", "weights/*", "train/recipes/*.yaml", "bench/*.json", "bench/*.j2"],
         "fastsr.bench.registry_data": ["*.yaml", "*.json"],
         "fastsr.kernels": ["configs/*.json"],
     },

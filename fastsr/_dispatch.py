@@ -18,7 +18,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from fastsr import _device, _env
+from fastsr import _device, _env, _gpu_order
 from fastsr._export import exporting
 from fastsr.errors import BackendError, InputError
 
@@ -41,8 +41,8 @@ FUSIONS = ("alk_condense", "bsconv_stage", "conv_mix_reduce", "esa_cca", "mixer_
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 
-# Of an operator's two kinds of GPU kernels, the one to try first, and what says so. Only a measurement on a GPU, with
-# its raw data in benchmarks/results, may change an entry.
+# Of an operator's two kinds of GPU kernels, the one to try first where nothing was measured (`_gpu_order.py`), and what
+# says so.
 FIRST_ON_GPU: dict[str, tuple[str, str]] = {
     "alk_conv": ("cuda", "not measured"),
     "alk_stage": ("cuda", "not measured"),
@@ -150,7 +150,11 @@ def in_tf32(x: Tensor) -> bool:
 
 def first_on_gpu(op: str, x: Tensor) -> tuple[str, str]:
     """Of CUDA C++ and Triton, the one that is tried first for maps like `x`, and what says so."""
-    if op in FIRST_IN_TF32 and in_tf32(x):
+    tf32 = in_tf32(x)
+    measured = _gpu_order.measured(op, x, tf32)
+    if measured is not None:
+        return measured
+    if op in FIRST_IN_TF32 and tf32:
         return FIRST_IN_TF32[op]
     return FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
 

@@ -137,11 +137,13 @@ def _add_tune(commands: Any) -> None:
     parser = commands.add_parser(
         "tune",
         help="measure tile sizes of the Triton kernels on this GPU",
-        description="Measures tile sizes of the Triton kernels on this GPU and writes their table. Takes minutes.",
+        description="Measures tile sizes of the Triton kernels on this GPU and writes their table. Takes minutes. "
+        "With --order: writes, from results of `fastsr bench ops`, which operators run in CUDA C++, which in Triton.",
         allow_abbrev=False,
     )
     parser.add_argument("operators", nargs="*", metavar="operator", help="such as alk_stage esa (default: all)")
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="fp16", help="(default: fp16)")
+    parser.add_argument("--order", nargs="+", type=Path, metavar="RESULT", help="results as JSON; needs no GPU")
     parser.add_argument("-o", "--output", type=Path, help="the table's file (default: the installed one)")
     parser.set_defaults(run=_tune)
 
@@ -265,8 +267,13 @@ def _train_speed(recipe: Recipe, json_file: str | None) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     import torch
 
-    from fastsr.tune import OPERATORS, run_tune
+    from fastsr.tune import OPERATORS, run_order, run_tune
 
+    if arguments.order:
+        if arguments.operators:
+            raise InputError(f"--order takes all operators of its results; leave out {' '.join(arguments.operators)}")
+        print(run_order(arguments.order, arguments.output))
+        return 0
     logging.getLogger("fastsr").setLevel(logging.INFO)
     dtype = getattr(torch, _DTYPES[arguments.dtype])
     print(run_tune(arguments.operators or OPERATORS, dtype, arguments.output))
