@@ -17,7 +17,6 @@ constexpr int kReduced = 16;  // channels of reduced
 template <class M>
 struct ReduceWeights {
   using T = typename M::T;
-  static constexpr bool kTensorCores = OwnPixels<M>::kTensorCores;
   static constexpr int kPieces = kMixChannels * kReduced / kWideVector<T>, kPixels = M::kHaloPixels + 2 * M::kPixels;
   static constexpr int kBehind = kPieces > kPixels ? kPieces - kPixels : 0, kBytes = 16 * kBehind;  // behind the tiles
   static constexpr int kLanePixels = M::kOwn / 8;
@@ -39,7 +38,7 @@ struct ReduceWeights {
 #pragma unroll 1
       for (int i = threadIdx.x; i < 4 * kPieces; i += kMixThreads) {
         uint32_t* to = reinterpret_cast<uint32_t*>(piece(i / 4)) + i % 4;
-        if constexpr (kTensorCores) {
+        if constexpr (kTensorCores<T>) {
           const int word = i % 4, lane = i / 4 % 32;
           const int output = lane / 8 * 4 + word / 2 * 2 + lane / 4 % 2;
           const int input = i / 128 * 16 + lane % 4 * 2 + word % 2 * 8;
@@ -69,7 +68,7 @@ struct ReduceWeights {
   __device__ __forceinline__ void multiply(const OwnPixels<M>& own, const T* own_pixels,
                                            float (&sum)[kLanePixels][4]) const {
     const int lane = threadIdx.x % 32;
-    if constexpr (kTensorCores) {
+    if constexpr (kTensorCores<T>) {
       float d[2][4] = {{sum[0][0], sum[0][1], sum[1][0], sum[1][1]}, {sum[0][2], sum[0][3], sum[1][2], sum[1][3]}};
 #pragma unroll
       for (int step = 0; step < kMixChannels / 16; ++step) {

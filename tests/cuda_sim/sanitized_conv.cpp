@@ -81,9 +81,10 @@ void run_conv_mix(int64_t dtype) {
   check(conv_mix_reduce_forward(reducing, nullptr));
 }
 
-void run_bsconv(int64_t dtype, int64_t channels) {
+void run_bsconv(int64_t dtype, int64_t channels, int64_t tf32) {
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   BsconvCall call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.activation = kGelu;
   call.pw = memory.elements(channels * channels), call.d_pw = memory.elements(channels * channels);
@@ -120,11 +121,13 @@ void run_upsample(int64_t dtype, int64_t tf32) {
 int main(int count, char**) {
   run_conv3x3(kFloat32, count > 1 ? kH + 1 : kH, 1);
   run_upsample(kFloat32, 1);
+  run_bsconv(kFloat32, kC, 1);
+  run_bsconv(kFloat32, kK, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     run_conv3x3(dtype, count > 1 ? kH + 1 : kH, 0);
     run_conv_mix(dtype);
-    run_bsconv(dtype, kC);
-    run_bsconv(dtype, kK);
+    run_bsconv(dtype, kC, 0);
+    run_bsconv(dtype, kK, 0);
     run_upsample(dtype, 0);
   }
   std::puts("clean");
