@@ -54,7 +54,6 @@ FIRST_BY_DEFAULT = ("triton", "not measured")
 FIRST_IN_TF32: dict[str, tuple[str, str]] = {
     "alk_conv": ("triton", "not measured"),
     "alk_stage": ("triton", "not measured"),
-    "conv_mix": ("triton", "not measured"),
 }
 
 CanRun = Callable[[Tensor], "str | None"]

@@ -66,7 +66,7 @@ __device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo,
       for (int i = 0; i < 16; ++i) z[i / 8][i % 8] += sum[i % 8 / 2][i / 8 * 2 + i % 2];
     } else if constexpr (kExchanges) {
       float sum[2][4] = {};
-      multiply_columns<M>(from, reinterpret_cast<const uint4*>(weights) + block * 2 * 32 + lane, a.c, sum);
+      multiply_columns<M>(from, PackedRows{weights + block * 2 * 128}, a.c, sum);
       // Four channels of two pixels become eight of one: lanes g and g + 1 give each other the pixel that they leave.
       const bool second = lane / 4 % 2;
 #pragma unroll

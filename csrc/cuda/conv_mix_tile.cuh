@@ -90,23 +90,33 @@ __device__ __forceinline__ void pack_bias(const Parameter& p, int count, float* 
   if (threadIdx.x < kMixChannels) to[threadIdx.x] = static_cast<int>(threadIdx.x) < count ? p[threadIdx.x] : 0.f;
 }
 
-// In TF32: adds products of a warp's eight pixels `from`, the columns, with blocks of 16 outputs, of which `w` has the
-// lane's weights of the first. sum[block]: rows g and g + 8 of pixels 2 t and 2 t + 1, as g, g, g + 8, g + 8.
-template <class M, int Blocks, class T = typename M::T>
-__device__ __forceinline__ void multiply_columns(const T* from, const uint4* w, int inputs, float (&sum)[Blocks][4]) {
+// A lane's weights as A of a product in TF32, from what `pack_matrix` has packed: 16 outputs, 8 inputs.
+struct PackedRows {
+  const uint32_t* words;
+
+  __device__ __forceinline__ uint4 operator()(int block, int step) const {
+    const uint4 w = reinterpret_cast<const uint4*>(words)[(4 * step + block) * 32 + threadIdx.x % 32];
+    return make_uint4(w.x, w.z, w.y, w.w);
+  }
+};
+
+// In TF32: adds products of a warp's eight pixels `from`, the columns, with blocks of 16 outputs, whose weights are
+// rows(block, step). sum[block]: rows g and g + 8 of pixels 2 t and 2 t + 1, as g, g, g + 8, g + 8.
+template <class M, int Blocks, class Rows, class T = typename M::T>
+__device__ __forceinline__ void multiply_columns(const T* from, Rows rows, int inputs, float (&sum)[Blocks][4]) {
   const int lane = threadIdx.x % 32;
   from += lane % 8 * M::kPitch + lane / 8 * 4;
 #pragma unroll 1
-  for (int c = 0; c < inputs; c += 16, from += 16, w += 8 * 32) {
+  for (int c = 0; c < inputs; c += 16) {
     uint32_t b[4];  // 16 channels
-    load_matrices(b, from);
+    load_matrices(b, from + c);
     for_product<T>(b);
 #pragma unroll
     for (int n = 0; n < Blocks; ++n)
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        const uint4 a = w[(4 * step + n) * 32];
-        mma_tf32(sum[n], a.x, a.z, a.y, a.w, b[2 * step], b[2 * step + 1]);
+        const uint4 a = rows(n, c / 8 + step);
+        mma_tf32(sum[n], a.x, a.y, a.z, a.w, b[2 * step], b[2 * step + 1]);
       }
   }
 }
@@ -137,10 +147,7 @@ struct OwnPixels {
   __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights, int inputs = kMixChannels) {
     const int lane = threadIdx.x % 32;
     if constexpr (kAreColumns) {
-      float sum[4][4] = {};
-      multiply_columns<M>(from, reinterpret_cast<const uint4*>(weights) + lane, inputs, sum);
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) value[2 * i] = sum[i / 2][i % 2], value[2 * i + 1] = sum[i / 2][i % 2 + 2];
+      multiply_by(from, PackedRows{weights}, inputs);
     } else if constexpr (kTensorCores<T>) {
       float sum[8][4] = {};
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
@@ -180,6 +187,14 @@ struct OwnPixels {
         }
       }
     }
+  }
+  // In TF32, with weights as `multiply_columns` takes them.
+  template <class Rows>
+  __device__ __forceinline__ void multiply_by(const T* from, Rows rows, int inputs = kMixChannels) {
+    float sum[4][4] = {};
+    multiply_columns<M>(from, rows, inputs, sum);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) value[2 * i] = sum[i / 2][i % 2], value[2 * i + 1] = sum[i / 2][i % 2 + 2];
   }
   __device__ __forceinline__ void add(const float* bias) {
 #pragma unroll
