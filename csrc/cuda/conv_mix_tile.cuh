@@ -46,6 +46,9 @@ enum class Order {
   kFourOfRows       // 4 g to 4 g + 3 of every 32
 };
 
+template <Order O>
+constexpr bool are_rows = O == Order::kTwoOfRows || O == Order::kFourOfRows;
+
 // The output that is column (or row) `i` of packed weights.
 template <Order O>
 __device__ __forceinline__ int output_at(int i) {
@@ -69,7 +72,8 @@ __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int
 #pragma unroll 2
       for (int i = threadIdx.x; i < kMatrixWords<T>; i += kMixThreads) {
         const int of_row = i % kOfRow, input = kOfWord * of_row, column = i / kOfRow, output = output_at<O>(column);
-        const int lane = column % 8 * 4 + of_row % 4, word = column / 8 % 2 * 2 + of_row / 4 % 2;
+        const int lane = column % 8 * 4 + of_row % 4, second = column / 8 % 2, behind = of_row / 4 % 2;
+        const int word = are_rows<O> ? 2 * behind + second : 2 * second + behind;  // a0 to a3, or two times b0 and b1
         uint32_t& word_of = to[(of_row / 8 * 4 + column / 16) * 128 + 4 * lane + word];
         if constexpr (kOfWord == 2)
           word_of = pack2<T>(at(output, input), at(output, input + 1));
@@ -95,8 +99,7 @@ struct PackedRows {
   const uint32_t* words;
 
   __device__ __forceinline__ uint4 operator()(int block, int step) const {
-    const uint4 w = reinterpret_cast<const uint4*>(words)[(4 * step + block) * 32 + threadIdx.x % 32];
-    return make_uint4(w.x, w.z, w.y, w.w);
+    return reinterpret_cast<const uint4*>(words)[(4 * step + block) * 32 + threadIdx.x % 32];
   }
 };
 
