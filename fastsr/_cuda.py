@@ -83,6 +83,21 @@ def define(name: str, schema: str, tf32: bool = False) -> None:
         _in_tf32.add(name)
 
 
+def define_fusion(name: str, schema: str) -> None:
+    """Define `fastsr::_cuda_<name>` of a fusion that knows TF32, and put `fastsr::<name>` under the CUDA key.
+
+    There is no other backend to choose, but GELU and TF32 are as they are set when the operator runs.
+    """
+    define(name, schema, tf32=True)
+    LIB.impl(name, lambda *args: _run(name, args[0], args), "CUDA")
+
+
+def _run(name: str, first: Tensor, args: tuple[Any, ...]) -> Any:
+    """`fastsr::_cuda_<name>` with what it takes beside the public operator's arguments."""
+    more = (_gelu.code(), _device.allows_tf32(first)) if name in _in_tf32 else (_gelu.code(),)
+    return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, *more)
+
+
 def limit(op: str, fits: Callable[..., bool]) -> None:
     """Leave calls of `op` and its backward to Triton, unless "cuda" is forced, for whose arguments `fits` is False."""
     _fits[op] = fits
@@ -106,8 +121,7 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
             _announce(first)
         fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
         if fits and select(op, first) == "cuda":
-            more = (_gelu.code(), _device.allows_tf32(first)) if name in _in_tf32 else (_gelu.code(),)
-            return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, *more)
+            return _run(name, first, args)
         return run_triton(*args)
 
     run.__name__ = name

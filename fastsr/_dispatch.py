@@ -50,12 +50,10 @@ FIRST_ON_GPU: dict[str, tuple[str, str]] = {
 }
 FIRST_BY_DEFAULT = ("triton", "not measured")
 # Beside it for float32 where TF32 is allowed: Triton's products are then of TF32, those of these operators' CUDA C++
-# kernels FMAs, whose 64 to 144 per element take longer than its bytes.
+# kernels FMAs, whose 64 and more per element take longer than its bytes.
 FIRST_IN_TF32: dict[str, tuple[str, str]] = {
     "alk_conv": ("triton", "not measured"),
     "alk_stage": ("triton", "not measured"),
-    "bsconv": ("triton", "not measured"),
-    "conv_mix": ("triton", "not measured"),
 }
 
 CanRun = Callable[[Tensor], "str | None"]

@@ -16,7 +16,7 @@ namespace fastsr::cuda {
 // One call. dtypes are 0 float32, 1 float16, 2 bfloat16. data is null for what is absent.
 struct BsconvCall {
   int64_t dtype, parameter_dtype;
-  int64_t activation, accuracy;          // accuracy of GELU: 0 default, 1 exact, 2 fast
+  int64_t activation, accuracy, tf32;    // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
   const void *pw, *dw, *dw_bias;         // [K, C, 1, 1], [K, 1, 3, 3] and [K], contiguous
   const void *distil, *distil_bias;      // of a stage: [D, C, 1, 1] and [D]
   TensorView x, shortcut, y, distilled;  // y: the output, or its gradient in the backward

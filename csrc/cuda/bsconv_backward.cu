@@ -76,7 +76,8 @@ cudaError_t bsconv_backward_as(const BsconvCall& call, cudaStream_t stream) {
 int64_t bsconv_workspace(const BsconvCall& call) { return bsconv_scratch(call).sections.end; }
 
 cudaError_t bsconv_backward(const BsconvCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return bsconv_backward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32,
+                      [&](auto type) { return bsconv_backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

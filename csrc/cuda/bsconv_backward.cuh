@@ -122,7 +122,7 @@ constexpr int bsconv_input_shared() {
   return 4 * (kMatrixWords<T> + kTapFloats) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
 }
 
-// Sums of du^T x: of a warp 16 rows and 32 columns in 16 bits, of a thread 4 x 4 in float32.
+// Sums of du^T x: of a warp 16 rows and 32 columns on tensor cores, of a thread 4 x 4 in float32.
 template <class M>
 struct MatrixGradient {
   using T = typename M::T;
@@ -146,6 +146,19 @@ struct MatrixGradient {
           mma_k16<T>(sum[j + 1], rows[0], rows[1], rows[2], rows[3], columns[2], columns[3]);
         }
       }
+    } else if constexpr (kTensorCores<T>) {
+      if (warp % 4 * 16 >= k || warp / 4 * 32 >= c) return;
+      // K is eight pixels, of which t and t + 4 are neighbours: so no bank is read twice.
+      const auto number = [](const T& v) { return to_tf32(to_float(v)); };
+      du += lane % 4 * 2 * M::kPitch + warp % 4 * 16 + lane / 4;
+      x += lane % 4 * 2 * M::kPitch + warp / 4 * 32 + lane / 4;
+#pragma unroll 2
+      for (int p = 0; p < M::kPixels; p += 8, du += 8 * M::kPitch, x += 8 * M::kPitch) {
+        const uint32_t a0 = number(du[0]), a1 = number(du[8]);
+        const uint32_t a2 = number(du[M::kPitch]), a3 = number(du[M::kPitch + 8]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_tf32(sum[j], a0, a1, a2, a3, number(x[8 * j]), number(x[M::kPitch + 8 * j]));
+      }
     } else {
       float of_tile[4][4] = {};
       du += threadIdx.x / 16 * 4, x += threadIdx.x % 16 * 4;
@@ -165,7 +178,7 @@ struct MatrixGradient {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       int row = threadIdx.x / 16 * 4 + i / 4, column = threadIdx.x % 16 * 4 + i % 4;
-      if constexpr (sizeof(T) == 2) {
+      if constexpr (kTensorCores<T>) {
         row = warp % 4 * 16 + lane / 4 + i % 4 / 2 * 8;
         column = warp / 4 * 32 + i / 4 * 8 + lane % 4 * 2 + i % 2;
       }
@@ -183,7 +196,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_input_kernel(const Bsco
   float* packed_taps = reinterpret_cast<float*>(pw + kMatrixWords<T>);
   T *halo = reinterpret_cast<T*>(packed_taps + kTapFloats), *x = halo + M::kHaloSize, *du = x + M::kSize;
   T* own_du = du + M::own() * M::kPitch;
-  pack_matrix<T>(a.pw, a.c, a.k, true, pw);
+  pack_matrix<T, OwnPixels<M>::kOrder>(a.pw, a.c, a.k, true, pw);
   pack_taps<kMixThreads>(a.dw, Parameter{}, a.k, true, packed_taps);
   MatrixGradient<M> matrix;
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {

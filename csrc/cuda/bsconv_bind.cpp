@@ -13,7 +13,7 @@ using MaybeTensor = std::optional<Tensor>;
 constexpr int64_t kNoActivation = 0, kGelu = 1;
 
 BsconvCall call_of(const char* op, const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& dw_bias,
-                   const MaybeTensor& shortcut, int64_t activation, int64_t accuracy) {
+                   const MaybeTensor& shortcut, int64_t activation, int64_t accuracy, bool tf32) {
   check_image(op, x);
   const int64_t c = x.size(1);
   STD_TORCH_CHECK(pw.dim() == 4, op, ": pw_weight has ", pw.dim(), " dimensions; pass [K, C, 1, 1]");
@@ -32,6 +32,7 @@ BsconvCall call_of(const char* op, const Tensor& x, const Tensor& pw, const Tens
   call.dtype = dtype_code(x.scalar_type());
   call.activation = activation;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   call.x = view_of<TensorView>(x);
   return call;
 }
@@ -44,9 +45,9 @@ void fill(BsconvCall& call, const Parameters& parameters) {
 }
 
 Tensor forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& dw_bias, const MaybeTensor& shortcut,
-               int64_t activation, int64_t accuracy) {
+               int64_t activation, int64_t accuracy, bool tf32) {
   constexpr const char* kOp = "bsconv";
-  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, shortcut, activation, accuracy);
+  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, shortcut, activation, accuracy, tf32);
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, {&pw, &dw, &dw_bias});
   fill(call, parameters);
@@ -58,9 +59,9 @@ Tensor forward(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor
 }
 
 std::tuple<Tensor, Tensor> stage(const Tensor& x, const Tensor& d_weight, const Tensor& d_bias, const Tensor& pw,
-                                 const Tensor& dw, const Tensor& dw_bias, int64_t accuracy) {
+                                 const Tensor& dw, const Tensor& dw_bias, int64_t accuracy, bool tf32) {
   constexpr const char* kOp = "bsconv_stage";
-  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, x, kGelu, accuracy);
+  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, x, kGelu, accuracy, tf32);
   STD_TORCH_CHECK(d_weight.dim() == 4, kOp, ": d_weight has ", d_weight.dim(), " dimensions; pass [D, C, 1, 1]");
   const int64_t d = d_weight.size(0);
   STD_TORCH_CHECK(d > 0 && d <= kMostBlueprintChannels, kOp, ": ", d, " channels are distilled; pass 1 to ",
@@ -83,9 +84,9 @@ std::tuple<Tensor, Tensor> stage(const Tensor& x, const Tensor& d_weight, const 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& pw,
                                                             const Tensor& dw, const Tensor& dw_bias,
                                                             const MaybeTensor& shortcut, int64_t activation,
-                                                            int64_t accuracy) {
+                                                            int64_t accuracy, bool tf32) {
   constexpr const char* kOp = "bsconv_backward";
-  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, shortcut, activation, accuracy);
+  BsconvCall call = call_of(kOp, x, pw, dw, dw_bias, shortcut, activation, accuracy, tf32);
   check_beside(kOp, x, grad, pw.size(0), "grad");
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, {&pw, &dw, &dw_bias});

@@ -15,7 +15,7 @@ cudaError_t start_bsconv(const Bsconv<T>& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t bsconv_forward(const BsconvCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) {
+  return with_numbers(call.dtype, call.tf32, [&](auto type) {
     using T = decltype(type);
     const int dtype = static_cast<int>(call.parameter_dtype);
     Bsconv<T> a{};

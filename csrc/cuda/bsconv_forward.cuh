@@ -26,12 +26,18 @@ constexpr int bsconv_shared() {
   return 4 * (kMatrixWords<T> + kTapFloats + kDistil) + (M::kHaloSize + M::kSize) * static_cast<int>(sizeof(T));
 }
 
+template <class T>
+constexpr Order kDistilOrder = __is_same(T, Tf32) ? Order::kFourOfRows : Order::kEightOfColumns;
+
 // D of a tile, from x in shared memory. A lane has eight adjacent channels of a pixel, or of two (a row per warp).
 template <class M, class T = typename M::T>
 __device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo, const uint32_t* weights,
                                               const float* bias, int64_t n, int y0, int x0) {
   constexpr int kPixels = M::kOwn / 8;  // of a lane
-  const int lane = threadIdx.x % 32, t = lane % 4, row = M::own_row(), column = M::own_column();
+  const int lane = threadIdx.x % 32, row = M::own_row(), column = M::own_column();
+  // Which eight of a block's channels, and which pixel.
+  constexpr bool kExchanges = __is_same(T, Tf32);
+  const int t = kExchanges ? lane / 8 : lane % 4, pixel = kExchanges ? lane % 4 * 2 + lane / 4 % 2 : lane / 4;
   const T* from = halo + ((row + 1) * M::kHaloColumns + column + 1) * M::kPitch;
   for (int block = 0; block < blocks_of(a.distilled.channels); ++block) {
     float z[kPixels][8];
@@ -58,6 +64,20 @@ __device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo,
       }
 #pragma unroll
       for (int i = 0; i < 16; ++i) z[i / 8][i % 8] += sum[i % 8 / 2][i / 8 * 2 + i % 2];
+    } else if constexpr (kExchanges) {
+      float sum[2][4] = {};
+      multiply_columns<M>(from, PackedRows{weights + block * 2 * 128}, a.c, sum);
+      // Four channels of two pixels become eight of one: lanes g and g + 1 give each other the pixel that they leave.
+      const bool second = lane / 4 % 2;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float (&four)[4] = sum[i / 2];
+        const float first_pixel = four[i % 2 * 2], second_pixel = four[i % 2 * 2 + 1];
+        const float mine = second ? second_pixel : first_pixel;
+        const float got = __shfl_xor_sync(0xffffffffu, second ? first_pixel : second_pixel, 4);
+        z[0][i] += second ? got : mine;
+        z[0][4 + i] += second ? mine : got;
+      }
     } else {
       const float* w = reinterpret_cast<const float*>(weights) + block * kBlock + 8 * t;
       float sum[8] = {};
@@ -75,7 +95,7 @@ __device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo,
     }
 #pragma unroll 1
     for (int p = 0; p < kPixels; ++p) {
-      const int x = x0 + column + lane / 4 + 8 * p;
+      const int x = x0 + column + pixel + 8 * p;
       if (y0 + row >= a.tiles.h || x >= a.tiles.w) continue;
       float v[8];
 #pragma unroll
@@ -100,7 +120,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_kernel(const Bsconv<T> 
   T *halo = reinterpret_cast<T*>(Stage ? distil_bias + kMixChannels : distil_bias), *beside = halo + M::kHaloSize;
   pack_matrix<T>(a.pw, a.k, a.c, false, pw);
   if constexpr (Stage) {
-    pack_matrix<T, true>(a.distil, a.distilled.channels, a.c, false, distil);
+    pack_matrix<T, kDistilOrder<T>>(a.distil, a.distilled.channels, a.c, false, distil);
     pack_bias(a.distil_bias, a.distilled.channels, distil_bias);
   }
   pack_taps<kMixThreads>(a.dw, a.dw_bias, a.k, false, packed_taps);

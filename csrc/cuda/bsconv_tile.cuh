@@ -26,30 +26,31 @@ struct BlueprintTile : ForwardMix<Number> {
 template <class B, class T = typename B::T>
 __device__ __forceinline__ void multiply_halo(T* halo, const uint32_t* weights, int inputs) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if constexpr (sizeof(T) == 2) {
-    // A warp takes half of the channels out, of three times 16 pixels: they share the weights' fragments.
-    constexpr int kGroups = 3, kBlocks = B::kOut / 32;  // blocks of 16 channels out
-    static_assert((B::kHaloPixels + 15) / 16 == kGroups * kMixWarps / 2);
+  if constexpr (kTensorCores<T>) {
+    // A warp takes half of the channels out, of three (TF32: two) times 16 pixels: they share the weights' fragments.
+    constexpr int kGroups = (B::kHaloPixels + 8 * kMixWarps - 1) / (8 * kMixWarps), kDepth = product_depth<T>;
+    constexpr int kBlocks = B::kOut / 32;  // blocks of 16 channels out
     const int first = warp / 2 * kGroups * 16, half = warp % 2 * kBlocks;
     float sum[kGroups][2 * kBlocks][4] = {};
     const T* from[kGroups];
 #pragma unroll
     for (int g = 0; g < kGroups; ++g)
-      from[g] = halo + min(first + 16 * g + lane % 16, B::kHaloPixels - 1) * B::kPitch + lane / 16 * 8;
+      from[g] = halo + min(first + 16 * g + lane % 16, B::kHaloPixels - 1) * B::kPitch + lane / 16 * (kDepth / 2);
     const uint4* w = reinterpret_cast<const uint4*>(weights) + half * 32 + lane;
 #pragma unroll 1
-    for (int step = 0; step < (inputs + 15) / 16; ++step, w += 4 * 32) {
+    for (int step = 0; step < (inputs + kDepth - 1) / kDepth; ++step, w += 4 * 32) {
       uint4 b[kBlocks];
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n) b[n] = w[n * 32];
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
         uint32_t a[4];
-        load_matrices(a, from[g] + 16 * step);
+        load_matrices(a, from[g] + kDepth * step);
+        for_product<T>(a);
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n) {
-          mma_k16<T>(sum[g][2 * n], a[0], a[1], a[2], a[3], b[n].x, b[n].y);
-          mma_k16<T>(sum[g][2 * n + 1], a[0], a[1], a[2], a[3], b[n].z, b[n].w);
+          mma<T>(sum[g][2 * n], a[0], a[1], a[2], a[3], b[n].x, b[n].y);
+          mma<T>(sum[g][2 * n + 1], a[0], a[1], a[2], a[3], b[n].z, b[n].w);
         }
       }
     }

@@ -60,7 +60,7 @@ struct ConvSums {
   __device__ __forceinline__ void add(const T* halo, const uint32_t* weights, int channels) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if constexpr (kTensorCores<T>) {
-      constexpr int N = B::kOut / 16, kStep = conv_step<T>;
+      constexpr int N = B::kOut / 16, kStep = product_depth<T>;
       const T* from = halo + (2 * warp * kHaloColumns + lane % 16) * B::kPitch + lane / 16 * (kStep / 2);
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
 #pragma unroll 1

@@ -24,17 +24,13 @@ struct Conv3x3Weights {
 template <class T>
 constexpr int conv_inputs = kTensorCores<T> ? 128 / static_cast<int>(sizeof(T)) : 16;
 
-// Of them, those of one step: 32 bytes.
-template <class T>
-constexpr int conv_step = 32 / static_cast<int>(sizeof(T));
-
 // float32: [input][tap][output], inputs apart by so much that they begin on different banks.
 __host__ __device__ constexpr int conv_float_pitch(int n) { return 9 * 16 * n + 4; }
 
 // 32-bit words for 16 * `n` channels out.
 template <class T>
 constexpr int conv_weight_words(int n) {
-  return kTensorCores<T> ? conv_inputs<T> / conv_step<T> * 9 * n * 128 : conv_inputs<T> * conv_float_pitch(n);
+  return kTensorCores<T> ? conv_inputs<T> / product_depth<T> * 9 * n * 128 : conv_inputs<T> * conv_float_pitch(n);
 }
 
 template <class T, class P>

@@ -17,7 +17,7 @@ namespace fastsr::cuda {
 // neither), pw_weight, pw_bias, c5_weight, c5_bias.
 struct ConvMixCall {
   int64_t dtype, parameter_dtype;
-  int64_t activation, accuracy;  // accuracy of GELU: 0 default, 1 exact, 2 fast
+  int64_t activation, accuracy, tf32;  // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
   const void* parameters[6];
   TensorView x, shortcut, y;  // y: the output, or its gradient in the backward
   TensorView dx, d_shortcut;  // backward only, as is the rest

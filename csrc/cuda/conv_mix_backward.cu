@@ -93,7 +93,8 @@ cudaError_t conv_mix_backward_as(const ConvMixCall& call, cudaStream_t stream) {
 int64_t conv_mix_workspace(const ConvMixCall& call) { return conv_mix_scratch(call).end; }
 
 cudaError_t conv_mix_backward(const ConvMixCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return conv_mix_backward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32,
+                      [&](auto type) { return conv_mix_backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

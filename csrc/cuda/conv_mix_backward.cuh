@@ -6,8 +6,8 @@
 // The 1x1 weights' gradients are products of d, t, dp and grad (filter_gradient.cuh). Between the passes dx holds dd.
 #pragma once
 
-#include "conv_mix_tile.cuh"
 #include "partials.cuh"
+#include "two_way_matrix.cuh"
 
 namespace fastsr::cuda {
 
@@ -22,12 +22,15 @@ struct ConvMixBackward {
 };
 
 template <class T>
-using BackwardMix = MixTile<T, sizeof(T) == 2 ? 8 : 2>;
+using BackwardMix = MixTile<T, sizeof(T) == 2    ? 8
+                               : kTensorCores<T> ? 4
+                                                 : 2>;
 
 template <class M>
 constexpr int conv_mix_backward_shared() {
   using T = typename M::T;
-  return 3 * 4 * kMatrixWords<T> + 4 * (kMixChannels + kTapFloats) +
+  constexpr int kMatrices = __is_same(T, Tf32) ? 2 : 3;
+  return kMatrices * 4 * kMatrixWords<T> + 4 * (kMixChannels + kTapFloats) +
          (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
 }
 
@@ -35,16 +38,22 @@ template <class T>
 __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_backward_kernel(const ConvMixBackward<T> a) {
   using M = BackwardMix<T>;
   FASTSR_SHARED_MEMORY(memory);
+  constexpr bool kTwoWay = __is_same(T, Tf32);  // pw is its own transpose
   uint32_t *pw = reinterpret_cast<uint32_t*>(memory), *c5_back = pw + kMatrixWords<T>,
-           *pw_back = c5_back + kMatrixWords<T>;
-  float *pw_bias = reinterpret_cast<float*>(pw_back + kMatrixWords<T>), *packed_taps = pw_bias + kMixChannels;
+           *pw_back = kTwoWay ? pw : c5_back + kMatrixWords<T>;
+  float *pw_bias = reinterpret_cast<float*>((kTwoWay ? c5_back : pw_back) + kMatrixWords<T>),
+        *packed_taps = pw_bias + kMixChannels;
   // x with its halo, then shortcut, t, dp; d, then act'(q), dq; grad, then d_shortcut, dd.
   T *first = reinterpret_cast<T*>(packed_taps + kTapFloats), *second = first + M::kHaloSize, *third = second + M::kSize;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own_at = M::own() * M::kPitch;
   const bool depthwise = a.dw.data;
-  pack_matrix<T>(a.pw, a.c, a.c, false, pw);
-  pack_matrix<T>(a.c5, a.c, a.k, true, c5_back);
-  pack_matrix<T>(a.pw, a.c, a.c, true, pw_back);
+  pack_matrix<T, OwnPixels<M>::kOrder>(a.c5, a.c, a.k, true, c5_back);
+  if constexpr (kTwoWay) {
+    TwoWayMatrix::pack(a.pw, a.c, pw);
+  } else {
+    pack_matrix<T>(a.pw, a.c, a.c, false, pw);
+    pack_matrix<T>(a.pw, a.c, a.c, true, pw_back);
+  }
   pack_taps<kMixThreads>(a.dw, a.dw_bias, a.c, false, packed_taps);
   pack_bias(a.pw_bias, a.c, pw_bias);
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
@@ -80,7 +89,10 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_backward_kernel(const
     __syncthreads();
     fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(a.shortcut, a.tiles, n, y0, x0, 0, 6, first);
     OwnPixels<M> p, dt;
-    p.multiply(second + own_at, pw);
+    if constexpr (kTwoWay)
+      p.multiply_by(second + own_at, [&](int n, int step) { return TwoWayMatrix{pw}.fragment<false>(n, step); });
+    else
+      p.multiply(second + own_at, pw);
     p.add(pw_bias);
     if (depthwise) store(a.d, second);
     wait_for_copies();
@@ -119,8 +131,11 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_backward_kernel(const
     __syncwarp();
     store(a.d_shortcut, third);
     store(a.dp, first);
-    dt.multiply(first + own_at, pw_back);  // dd
-    __syncthreads();                       // act'(q) is there
+    if constexpr (kTwoWay)  // dd
+      dt.multiply_by(first + own_at, [&](int n, int step) { return TwoWayMatrix{pw}.fragment<true>(n, step); });
+    else
+      dt.multiply(first + own_at, pw_back);
+    __syncthreads();  // act'(q) is there
     dt.put(third + own_at);
     if (depthwise) {
 #pragma unroll

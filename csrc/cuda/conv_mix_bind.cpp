@@ -8,9 +8,9 @@ constexpr const char* kOp = "conv_mix";
 
 Tensor forward(const Tensor& x, const Tensor& shortcut, const MaybeTensor& dw, const MaybeTensor& dw_bias,
                const Tensor& pw, const Tensor& pw_bias, const Tensor& c5, const Tensor& c5_bias, int64_t activation,
-               int64_t accuracy) {
+               int64_t accuracy, bool tf32) {
   const auto given = mix_weights(dw, dw_bias, pw, pw_bias, c5, c5_bias);
-  ConvMixCall call = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy);
+  ConvMixCall call = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy, tf32);
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, given);
   use(call, parameters);
@@ -24,9 +24,9 @@ Tensor forward(const Tensor& x, const Tensor& shortcut, const MaybeTensor& dw, c
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& x, const Tensor& shortcut, const MaybeTensor& dw, const MaybeTensor& dw_bias,
     const Tensor& pw, const Tensor& pw_bias, const Tensor& c5, const Tensor& c5_bias, int64_t activation,
-    int64_t accuracy) {
+    int64_t accuracy, bool tf32) {
   const auto given = mix_weights(dw, dw_bias, pw, pw_bias, c5, c5_bias);
-  ConvMixCall call = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy);
+  ConvMixCall call = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy, tf32);
   check_beside(kOp, x, grad, c5.size(0), "grad");
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters(kOp, x, given);

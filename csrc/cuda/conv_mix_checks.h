@@ -16,7 +16,8 @@ inline std::vector<const Tensor*> mix_weights(const MaybeTensor& dw, const Maybe
 }
 
 inline ConvMixCall conv_mix_call_of(const char* op, const Tensor& x, const Tensor& shortcut,
-                                    const std::vector<const Tensor*>& p, int64_t activation, int64_t accuracy) {
+                                    const std::vector<const Tensor*>& p, int64_t activation, int64_t accuracy,
+                                    bool tf32) {
   check_image(op, x);
   const int64_t c = x.size(1);
   check_beside(op, x, shortcut, c, "shortcut");
@@ -38,6 +39,7 @@ inline ConvMixCall conv_mix_call_of(const char* op, const Tensor& x, const Tenso
   call.dtype = dtype_code(x.scalar_type());
   call.activation = activation;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   call.x = view_of<TensorView>(x);
   call.shortcut = view_of<TensorView>(shortcut);
   return call;

@@ -4,7 +4,7 @@
 namespace fastsr::cuda {
 
 cudaError_t conv_mix_forward(const ConvMixCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) {
+  return with_numbers(call.dtype, call.tf32, [&](auto type) {
     using T = decltype(type);
     using M = ForwardMix<T>;
     constexpr int kShared = conv_mix_shared<M, false>();

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
   T *halo = reinterpret_cast<T*>(packed_taps + kTapFloats), *mixed = halo + M::kHaloSize, *beside = mixed + M::kSize;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   T *own_mixed = mixed + M::own() * M::kPitch, *own_beside = beside + M::own() * M::kPitch;
-  pack_matrix<T>(a.pw, a.c, a.c, false, pw);
-  pack_matrix<T>(a.c5, a.k, a.c, false, c5);
+  pack_matrix<T, OwnPixels<M>::kOrder>(a.pw, a.c, a.c, false, pw);
+  pack_matrix<T, OwnPixels<M>::kOrder>(a.c5, a.k, a.c, false, c5);
   pack_taps<kMixThreads>(a.dw, a.dw_bias, a.c, false, packed_taps);
   pack_bias(a.pw_bias, a.c, pw_bias);
   pack_bias(a.c5_bias, a.k, c5_bias);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) conv_mix_kernel(const ConvMix<
     own.put(own_mixed);
     __syncwarp();
     if constexpr (Reduces) {
-      float sum[ReduceWeights<M>::kLanePixels][4];
+      float sum[ReduceWeights<M>::kLanePixels][ReduceWeights<M>::kLaneOutputs];
       conv1.start(a.conv1_bias, a.inner, sum);
       conv1.multiply(own, own_mixed, sum);
       conv1.store(a.reduced, a.tiles, n, y0, x0, sum);

@@ -12,10 +12,10 @@ constexpr const char* kOp = "conv_mix_reduce";
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shortcut, const MaybeTensor& dw,
                                    const MaybeTensor& dw_bias, const Tensor& pw, const Tensor& pw_bias,
                                    const Tensor& c5, const Tensor& c5_bias, const Tensor& conv1,
-                                   const Tensor& conv1_bias, int64_t activation, int64_t accuracy) {
+                                   const Tensor& conv1_bias, int64_t activation, int64_t accuracy, bool tf32) {
   auto given = mix_weights(dw, dw_bias, pw, pw_bias, c5, c5_bias);
   ConvMixReduceCall call{};
-  call.mix = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy);
+  call.mix = conv_mix_call_of(kOp, x, shortcut, given, activation, accuracy, tf32);
   STD_TORCH_CHECK(conv1.dim() == 4, kOp, ": conv1_weight has ", conv1.dim(), " dimensions; pass [F, K, 1, 1]");
   call.inner = conv1.size(0);
   STD_TORCH_CHECK(call.inner > 0 && call.inner <= kMostMixReduced, kOp, ": conv1_weight gives ", call.inner,

@@ -7,7 +7,7 @@ namespace fastsr::cuda {
 static_assert(kMostMixReduced == kReduced);
 
 cudaError_t conv_mix_reduce_forward(const ConvMixReduceCall& call, cudaStream_t stream) {
-  return with_dtype(call.mix.dtype, [&](auto type) {
+  return with_numbers(call.mix.dtype, call.mix.tf32, [&](auto type) {
     using T = decltype(type);
     using M = ForwardMix<T>;
     constexpr int kShared = conv_mix_shared<M, true>();

@@ -4,6 +4,7 @@
 
 #include "depthwise.cuh"
 #include "gelu.cuh"
+#include "tf32.cuh"
 
 namespace fastsr::cuda {
 
@@ -27,17 +28,38 @@ struct MixTile {
 template <class T>
 using ForwardMix = MixTile<T, sizeof(T) == 2 ? 8 : 4>;
 
-// ---- 1x1 convolutions. Weights: fragments [16 inputs][16 outputs][lane][4], or [input][output] in float32.
+// ---- 1x1 convolutions. Weights: fragments [16 inputs, 8 in TF32][16 outputs][lane][4], or [input][output] in float32.
 
 template <class T>
 constexpr int mix_pitch = kMixChannels + 2;  // of an input in float32
 
 template <class T>
-constexpr int kMatrixWords = sizeof(T) == 2 ? kMixChannels * kMixChannels / 2 : kMixChannels * mix_pitch<T>;
+constexpr int kMatrixWords =
+    kTensorCores<T> ? kMixChannels * kMixChannels * static_cast<int>(sizeof(T)) / 4 : kMixChannels * mix_pitch<T>;
 
-// [outputs][inputs] or, transposed, [inputs][outputs]; zeros up to 64 x 64. With Adjacent, in 16 bits, lane t's columns
-// of every 32 are outputs 8 t to 8 t + 7.
-template <class T, bool Adjacent = false>
+// Which outputs a lane ends up with. Weights may be either operand of a product: as B an output is a column, and lane t
+// has two adjacent ones of every eight; as A a row, and lane g has rows g and g + 8.
+enum class Order {
+  kAsItIs,
+  kEightOfColumns,  // 8 t to 8 t + 7 of every 32
+  kTwoOfRows,       // 2 g and 2 g + 1 of every 16
+  kFourOfRows       // 4 g to 4 g + 3 of every 32
+};
+
+template <Order O>
+constexpr bool are_rows = O == Order::kTwoOfRows || O == Order::kFourOfRows;
+
+// The output that is column (or row) `i` of packed weights.
+template <Order O>
+__device__ __forceinline__ int output_at(int i) {
+  if constexpr (O == Order::kEightOfColumns) return i / 32 * 32 + i % 8 / 2 * 8 + i / 8 % 4 * 2 + i % 2;
+  if constexpr (O == Order::kTwoOfRows) return i / 16 * 16 + i % 8 * 2 + i / 8 % 2;
+  if constexpr (O == Order::kFourOfRows) return i / 32 * 32 + i % 8 * 4 + i / 8 % 4;
+  return i;
+}
+
+// [outputs][inputs] or, transposed, [inputs][outputs]; zeros up to 64 x 64. float32 knows no order.
+template <class T, Order O = Order::kAsItIs>
 __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int inputs, bool transposed,
                                             uint32_t* to) {
   const int output_step = transposed ? 1 : inputs, input_step = transposed ? outputs : 1;
@@ -45,13 +67,18 @@ __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int
     const auto at = [&](int output, int input) {
       return output < outputs && input < inputs ? to_float(weights[output * output_step + input * input_step]) : 0.f;
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (kTensorCores<T>) {
+      constexpr int kOfWord = 4 / static_cast<int>(sizeof(T)), kOfRow = kMixChannels / kOfWord;
 #pragma unroll 2
       for (int i = threadIdx.x; i < kMatrixWords<T>; i += kMixThreads) {
-        const int pair = i % 32, column = i / 32, input = 2 * pair;
-        const int output = Adjacent ? column / 32 * 32 + column % 8 / 2 * 8 + column / 8 % 4 * 2 + column % 2 : column;
-        const int lane = column % 8 * 4 + pair % 4, word = column / 8 % 2 * 2 + pair / 4 % 2;
-        to[(pair / 8 * 4 + column / 16) * 128 + 4 * lane + word] = pack2<T>(at(output, input), at(output, input + 1));
+        const int of_row = i % kOfRow, input = kOfWord * of_row, column = i / kOfRow, output = output_at<O>(column);
+        const int lane = column % 8 * 4 + of_row % 4, second = column / 8 % 2, behind = of_row / 4 % 2;
+        const int word = are_rows<O> ? 2 * behind + second : 2 * second + behind;  // a0 to a3, or two times b0 and b1
+        uint32_t& word_of = to[(of_row / 8 * 4 + column / 16) * 128 + 4 * lane + word];
+        if constexpr (kOfWord == 2)
+          word_of = pack2<T>(at(output, input), at(output, input + 1));
+        else
+          word_of = to_tf32(at(output, input));
       }
     } else {
 #pragma unroll 2
@@ -67,20 +94,54 @@ __device__ __forceinline__ void pack_bias(const Parameter& p, int count, float* 
   if (threadIdx.x < kMixChannels) to[threadIdx.x] = static_cast<int>(threadIdx.x) < count ? p[threadIdx.x] : 0.f;
 }
 
-// 64 channels of a warp's own pixels in registers, as pairs of adjacent channels.
+// A lane's weights as A of a product in TF32, from what `pack_matrix` has packed: 16 outputs, 8 inputs.
+struct PackedRows {
+  const uint32_t* words;
+
+  __device__ __forceinline__ uint4 operator()(int block, int step) const {
+    return reinterpret_cast<const uint4*>(words)[(4 * step + block) * 32 + threadIdx.x % 32];
+  }
+};
+
+// In TF32: adds products of a warp's eight pixels `from`, the columns, with blocks of 16 outputs, whose weights are
+// rows(block, step). sum[block]: rows g and g + 8 of pixels 2 t and 2 t + 1, as g, g, g + 8, g + 8.
+template <class M, int Blocks, class Rows, class T = typename M::T>
+__device__ __forceinline__ void multiply_columns(const T* from, Rows rows, int inputs, float (&sum)[Blocks][4]) {
+  const int lane = threadIdx.x % 32;
+  from += lane % 8 * M::kPitch + lane / 8 * 4;
+#pragma unroll 1
+  for (int c = 0; c < inputs; c += 16) {
+    uint32_t b[4];  // 16 channels
+    load_matrices(b, from + c);
+    for_product<T>(b);
+#pragma unroll
+    for (int n = 0; n < Blocks; ++n)
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint4 a = rows(n, c / 8 + step);
+        mma_tf32(sum[n], a.x, a.y, a.z, a.w, b[2 * step], b[2 * step + 1]);
+      }
+  }
+}
+
+// 64 channels of a warp's own pixels in registers, as pairs of adjacent channels. In products of 16 bits the pixels are
+// A, 16 of them; in TF32 they are B, eight, which is as many as float32's tiles give a warp.
 template <class M>
 struct OwnPixels {
   using T = typename M::T;
-  static constexpr bool kTensorCores = sizeof(T) == 2;
-  static_assert(!kTensorCores || M::kOwn == 16);
+  static constexpr bool kAreColumns = __is_same(T, Tf32);
+  static constexpr Order kOrder = kAreColumns ? Order::kTwoOfRows : Order::kAsItIs;  // of the weights
+  static_assert(!kTensorCores<T> || M::kOwn == (kAreColumns ? 8 : 16));
   static constexpr int kPairs = M::kOwn;  // of a lane
   float value[2 * kPairs];
 
   __device__ __forceinline__ static int pixel(int pair) {
-    return kTensorCores ? threadIdx.x % 32 / 4 + pair % 2 * 8 : pair;
+    const int lane = threadIdx.x % 32;
+    return kAreColumns ? lane % 4 * 2 + pair % 2 : kTensorCores<T> ? lane / 4 + pair % 2 * 8 : pair;
   }
   __device__ __forceinline__ static int channel(int pair) {
-    return kTensorCores ? pair / 2 * 8 + threadIdx.x % 4 * 2 : threadIdx.x % 32 * 2;
+    const int lane = threadIdx.x % 32;
+    return kAreColumns ? pair / 2 * 16 + lane / 4 * 2 : kTensorCores<T> ? pair / 2 * 8 + lane % 4 * 2 : lane * 2;
   }
   __device__ __forceinline__ static int at(int pair) { return pixel(pair) * M::kPitch + channel(pair); }
 
@@ -88,7 +149,9 @@ struct OwnPixels {
   // zeros up to a multiple of 16.
   __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights, int inputs = kMixChannels) {
     const int lane = threadIdx.x % 32;
-    if constexpr (kTensorCores) {
+    if constexpr (kAreColumns) {
+      multiply_by(from, PackedRows{weights}, inputs);
+    } else if constexpr (kTensorCores<T>) {
       float sum[8][4] = {};
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
       from += lane % 16 * M::kPitch + lane / 16 * 8;
@@ -127,6 +190,14 @@ struct OwnPixels {
         }
       }
     }
+  }
+  // In TF32, with weights as `multiply_columns` takes them.
+  template <class Rows>
+  __device__ __forceinline__ void multiply_by(const T* from, Rows rows, int inputs = kMixChannels) {
+    float sum[4][4] = {};
+    multiply_columns<M>(from, rows, inputs, sum);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) value[2 * i] = sum[i / 2][i % 2], value[2 * i + 1] = sum[i / 2][i % 2 + 2];
   }
   __device__ __forceinline__ void add(const float* bias) {
 #pragma unroll

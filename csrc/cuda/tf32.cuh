@@ -14,7 +14,11 @@ __device__ __forceinline__ float to_float(Tf32 x) { return x.value; }
 template <class T>
 constexpr bool kTensorCores = !__is_same(T, float);
 
-// Two words of every row: K = 16 in 16 bits, 8 in TF32.
+// Channels of a product, K: 32 bytes.
+template <class T>
+constexpr int product_depth = 32 / static_cast<int>(sizeof(T));
+
+// Two words of every row of either operand.
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                     uint32_t b1) {

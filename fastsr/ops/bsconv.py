@@ -74,7 +74,7 @@ _call, _call_backward = define(
 )
 register_cpu("bsconv", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("bsconv")
-register_cuda("bsconv", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("bsconv", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 _cuda.limit("bsconv", lambda *args: max(args[-5].shape[:2]) <= MAX_CHANNELS)  # pw_weight, in both directions
 
 define_packed(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu
+from fastsr import _cuda
 from fastsr._dispatch import select
 from fastsr._native import LIB
 from fastsr.ops import _checks
@@ -29,23 +29,21 @@ _SCHEMA = (
     "(Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias) -> (Tensor, Tensor)"
 )
 define_inference("bsconv_stage", _SCHEMA, _fake)
-_cuda.define("bsconv_stage", _SCHEMA)
-torch.library.register_fake("fastsr::_cuda_bsconv_stage", _fake, lib=LIB)
+_cuda.define_fusion("bsconv_stage", _SCHEMA)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, _ = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
     x, d_weight, d_bias, *weights = ctx.saved_tensors
     (dx,), *d_distil, _ = torch.ops.fastsr.pointwise_backward(grad_distilled, [x], d_weight, d_bias, None, _GELU_CODE)
     refined, *d_weights, d_shortcut = torch.ops.fastsr.bsconv_backward(grad_refined, x, *weights, x, _GELU_CODE)
-    return (refined + d_shortcut + dx, *d_distil, *d_weights, None)
+    return (refined + d_shortcut + dx, *d_distil, *d_weights)
 
 
-torch.library.register_autograd("fastsr::_cuda_bsconv_stage", _backward, setup_context=_setup_context, lib=LIB)
+torch.library.register_autograd("fastsr::bsconv_stage", _backward, setup_context=_setup_context, lib=LIB)
 
 
 def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
@@ -101,8 +99,5 @@ def bsconv_stage(
     _checks.weight("bsconv_stage", x, pw_weight, "pw_weight", (c, c, 1, 1))
     _checks.weight("bsconv_stage", x, dw_weight, "dw_weight", (c, 1, 3, 3))
     _checks.weight("bsconv_stage", x, dw_bias, "dw_bias", (c,))
-    if backend == "cuda":
-        distilled, refined = torch.ops.fastsr._cuda_bsconv_stage(*tensors, _gelu.code())
-    else:
-        distilled, refined = torch.ops.fastsr.bsconv_stage(*tensors)
+    distilled, refined = torch.ops.fastsr.bsconv_stage(*tensors)
     return distilled, refined

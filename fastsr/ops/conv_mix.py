@@ -64,7 +64,7 @@ _call, _call_backward = define(
 )
 register_cpu("conv_mix", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv_mix")
-register_cuda("conv_mix", SCHEMA, BACKWARD_SCHEMA)
+register_cuda("conv_mix", SCHEMA, BACKWARD_SCHEMA, tf32=True)
 
 
 def conv_mix(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu
-from fastsr._native import LIB
+from fastsr import _cuda
 from fastsr.ops import _checks
-from fastsr.ops._define import empty_map, fuses_on_cuda
+from fastsr.ops._define import define_inference, empty_map, fuses_on_cuda
 from fastsr.ops.conv_mix import MAX_CHANNELS, conv_mix
 from fastsr.ops.esa import empty_reduced
 from fastsr.reference import Activation
@@ -27,12 +26,12 @@ def _fake(x: Tensor, shortcut: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return empty_map(x, c5_weight.shape[0]), empty_reduced(x, conv1_weight.shape[0])
 
 
-_cuda.define(
-    "conv_mix_reduce",
+_SCHEMA = (
     "(Tensor x, Tensor shortcut, Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, "
-    "Tensor c5_weight, Tensor c5_bias, Tensor conv1_weight, Tensor conv1_bias, int activation) -> (Tensor, Tensor)",
+    "Tensor c5_weight, Tensor c5_bias, Tensor conv1_weight, Tensor conv1_bias, int activation) -> (Tensor, Tensor)"
 )
-torch.library.register_fake("fastsr::_cuda_conv_mix_reduce", _fake, lib=LIB)
+define_inference("conv_mix_reduce", _SCHEMA, _fake)
+_cuda.define_fusion("conv_mix_reduce", _SCHEMA)
 
 
 def conv_mix_reduce(
@@ -76,5 +75,5 @@ def conv_mix_reduce(
     if not fits or not fuses_on_cuda("conv_mix", x, shortcut, *mix, conv1_weight, conv1_bias):
         return conv_mix(x, shortcut, *mix, activation=activation), None
     code = _checks.ACTIVATIONS.index(activation)
-    run = torch.ops.fastsr._cuda_conv_mix_reduce
-    return run(x, shortcut, *mix, conv1_weight, conv1_bias, code, _gelu.code())
+    y, reduced = torch.ops.fastsr.conv_mix_reduce(x, shortcut, *mix, conv1_weight, conv1_bias, code)
+    return y, reduced

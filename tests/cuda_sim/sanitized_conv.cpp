@@ -59,9 +59,10 @@ void run_conv3x3(int64_t dtype, int64_t rows, int64_t tf32) {
   check(conv3x3_backward(call, nullptr));
 }
 
-void run_conv_mix(int64_t dtype) {
+void run_conv_mix(int64_t dtype, int64_t tf32) {
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   ConvMixCall call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.activation = kGelu;
   const int64_t sizes[6] = {kC * 9, kC, kC * kC, kC, kK * kC, kK};
@@ -81,9 +82,10 @@ void run_conv_mix(int64_t dtype) {
   check(conv_mix_reduce_forward(reducing, nullptr));
 }
 
-void run_bsconv(int64_t dtype, int64_t channels) {
+void run_bsconv(int64_t dtype, int64_t channels, int64_t tf32) {
   Memory memory{dtype == kFloat32 ? 4 : 2, {}};
   BsconvCall call{};
+  call.tf32 = tf32;
   call.dtype = call.parameter_dtype = dtype;
   call.activation = kGelu;
   call.pw = memory.elements(channels * channels), call.d_pw = memory.elements(channels * channels);
@@ -120,11 +122,14 @@ void run_upsample(int64_t dtype, int64_t tf32) {
 int main(int count, char**) {
   run_conv3x3(kFloat32, count > 1 ? kH + 1 : kH, 1);
   run_upsample(kFloat32, 1);
+  run_conv_mix(kFloat32, 1);
+  run_bsconv(kFloat32, kC, 1);
+  run_bsconv(kFloat32, kK, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     run_conv3x3(dtype, count > 1 ? kH + 1 : kH, 0);
-    run_conv_mix(dtype);
-    run_bsconv(dtype, kC);
-    run_bsconv(dtype, kK);
+    run_conv_mix(dtype, 0);
+    run_bsconv(dtype, kC, 0);
+    run_bsconv(dtype, kK, 0);
     run_upsample(dtype, 0);
   }
   std::puts("clean");

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View, poisoned
 from torch import Tensor
@@ -21,7 +22,7 @@ class BsconvCall(ctypes.Structure):
     """BsconvCall of bsconv.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy", "tf32")),
         *((name, ctypes.c_void_p) for name in PARAMETERS),
         *((name, View) for name in ("x", "shortcut", "y", "distilled", "dx", "d_shortcut")),
         *((name, ctypes.c_void_p) for name in ("d_pw", "d_dw", "d_bias", "workspace")),
@@ -29,7 +30,8 @@ class BsconvCall(ctypes.Structure):
 
 
 def _call(x: Tensor, parameters: Sequence[Tensor], shortcut: Tensor | None, y: Tensor, activation: int) -> BsconvCall:
-    call = BsconvCall(DTYPES.index(x.dtype), DTYPES.index(parameters[0].dtype), activation, _gelu.code())
+    call = BsconvCall(DTYPES.index(x.dtype), DTYPES.index(parameters[0].dtype), activation)
+    call.accuracy, call.tf32 = _gelu.code(), int(simulator.tf32)
     for name, parameter in zip(PARAMETERS, parameters, strict=False):
         setattr(call, name, parameter.data_ptr())
     call.x, call.y = View.of(x), View.of(y)
@@ -47,8 +49,8 @@ def operators() -> dict[str, Callable[..., Any]]:
         LIBRARY.run("sim_bsconv_forward", _call(x, parameters, shortcut, y, activation))
         return y
 
-    def _cuda_bsconv_stage(
-        x: Tensor, d_weight: Tensor, d_bias: Tensor, pw: Tensor, dw: Tensor, bias: Tensor, accuracy: int
+    def bsconv_stage(
+        x: Tensor, d_weight: Tensor, d_bias: Tensor, pw: Tensor, dw: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         parameters = [p.contiguous() for p in (pw, dw, bias, d_weight, d_bias)]
         y, distilled = (poisoned(empty_map(x, p.shape[0])) for p in (pw, d_weight))
@@ -73,4 +75,4 @@ def operators() -> dict[str, Callable[..., Any]]:
         LIBRARY.run("sim_bsconv_backward", call)
         return (dx, *gradients, d_shortcut)
 
-    return {f.__name__: f for f in (bsconv, _cuda_bsconv_stage, bsconv_backward)}
+    return {f.__name__: f for f in (bsconv, bsconv_stage, bsconv_backward)}

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View
 from torch import Tensor
@@ -20,7 +21,7 @@ class ConvMixCall(ctypes.Structure):
     """ConvMixCall of conv_mix.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy", "tf32")),
         ("parameters", ctypes.c_void_p * 6),
         *((name, View) for name in ("x", "shortcut", "y", "dx", "d_shortcut")),
         ("gradients", ctypes.c_void_p * 6),
@@ -38,7 +39,7 @@ def call_of(
     pw = parameters[2]
     assert pw is not None
     call = ConvMixCall(DTYPES.index(x.dtype), DTYPES.index(pw.dtype), activation)
-    call.accuracy = _gelu.code()
+    call.accuracy, call.tf32 = _gelu.code(), int(simulator.tf32)
     call.parameters = _pointers(parameters)
     call.x, call.shortcut, call.y = View.of(x), View.of(shortcut), View.of(y)
     return call

@@ -168,9 +168,9 @@ def test_wrong_arguments_are_named() -> None:
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_fakes_and_layouts(layout: str, depthwise: bool) -> None:
     tensors = on_device(reducing((2, 10, 3, 5), 12, 7, HALF, layout, depthwise))
-    arguments = (*tensors[:2], *(tensors[2:] if depthwise else [None, None, *tensors[2:]]), 1, 0)
+    arguments = (*tensors[:2], *(tensors[2:] if depthwise else [None, None, *tensors[2:]]), 1)
     with fastsr.backend("cuda"):
-        run = torch.ops.fastsr._cuda_conv_mix_reduce
+        run = torch.ops.fastsr.conv_mix_reduce
         torch.library.opcheck(run.default, arguments, test_utils=("test_schema", "test_faketensor"))
         y, _ = run(*arguments)
     memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
