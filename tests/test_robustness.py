@@ -173,7 +173,8 @@ def test_threads_that_come_late_are_replaced(variable: str, own: bool) -> None:
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, variable: "true", "PYTHONPATH": path}
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env=environment, cwd=sys.prefix, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     (want,) = outputs_of(build("alk_conv", (1, 16, 90, 64), "nhwc"), "cpu")
     assert run.stdout.split() == [str(int(own)), hashlib.sha256(want.numpy().tobytes()).hexdigest()]
