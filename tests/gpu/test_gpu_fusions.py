@@ -88,9 +88,11 @@ def _needs_kernels() -> None:
 
 @by_case
 @pytest.mark.parametrize("size", SIZES, ids=("patches", "image"))
-@pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
-def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype) -> None:
-    with float32_precision("ieee"):
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(FLOAT, "ieee"), (FLOAT, "tf32"), (HALF, "ieee"), (BFLOAT, "ieee")], ids=str
+)
+def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype, precision: str) -> None:
+    with float32_precision(precision):
         assert_twice_rule(*case(size, dtype), "cuda", gradients=False)
 
 
