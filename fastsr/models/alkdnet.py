@@ -37,6 +37,8 @@ class _BlueprintNet(SuperResolutionNet):
         for i in range(self.num_block):
             y = getattr(self, f"B{i + 1}")(y)
             fusion.add(y)
+        if feature_residual and isinstance(self.c2, BSConvU):
+            return self.c2(fusion.result(), shortcut=shallow)
         fused = self.c2(fusion.result())
         return fused + shallow if feature_residual else fused
 
