@@ -111,7 +111,13 @@ def run_step(step: Step, limit: float, log: Path) -> Outcome:
         file.flush()
         try:
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_hear_interrupts,
             )
         except OSError as error:
             file.write(f"gpu-check: {error}\n".encode())
@@ -121,6 +127,11 @@ def run_step(step: Step, limit: float, log: Path) -> Outcome:
             file.write(f"\ngpu-check: cut off after {limit:.0f} s\n".encode())
     state = "timeout" if status is None else {0: "ok", ABSENT: "absent"}.get(status, "failed")
     return Outcome(step.name, state, status, round(time.monotonic() - begin, 1), limit, log.name)
+
+
+def _hear_interrupts() -> None:
+    """What a shell starts in the background ignores them, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,11 @@ def test_tests_that_are_cut_off_tell_which_failed_and_how(tmp_path: Path, monkey
         "import time\ndef test_wrong(): assert 1 + 1 == 3\ndef test_long(): time.sleep(600)\n"
     )
     command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", str(tmp_path / "test_slow.py"))
-    (outcome,) = run_steps([Step("test", command, 20.0)], tmp_path / "out")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    try:
+        (outcome,) = run_steps([Step("test", command, 20.0)], tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
     log = (tmp_path / "out" / "0-test.log").read_text()
     assert outcome.state == "timeout" and "assert (1 + 1) == 3" in log and "1 failed" in log
 
