@@ -148,18 +148,19 @@ def in_tf32(x: Tensor) -> bool:
 
 def first_on_gpu(op: str, x: Tensor) -> tuple[str, str]:
     """Of CUDA C++ and Triton, the one that is tried first for maps like `x`, and what says so."""
-    tf32 = in_tf32(x)
-    measured = _gpu_order.measured(op, x, tf32)
-    if measured is not None:
-        return measured
-    if op in FIRST_IN_TF32 and tf32:
+    if _gpu_order.TABLES:
+        measured = _gpu_order.measured(op, x, in_tf32(x))
+        if measured is not None:
+            return measured
+    if op in FIRST_IN_TF32 and in_tf32(x):
         return FIRST_IN_TF32[op]
     return FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
 
 
 def left_to_triton(op: str, x: Tensor) -> bool:
     """Whether TF32 leads fusions with `op` from CUDA C++ to Triton, as it leads `op` itself."""
-    return _forced == "auto" and op in FIRST_IN_TF32 and in_tf32(x) and can_run(op, "triton", x) is None
+    tf32 = _forced == "auto" and op in FIRST_IN_TF32 and in_tf32(x)
+    return tf32 and first_on_gpu(op, x)[0] == "triton" and can_run(op, "triton", x) is None
 
 
 def candidates(op: str, x: Tensor) -> tuple[str, ...]:

@@ -59,8 +59,6 @@ def architecture(x: Tensor) -> str:
 
 def measured(op: str, x: Tensor, tf32: bool) -> tuple[str, str] | None:
     """What goes first for `op` on maps like `x`, and what says so; None if nothing was measured. Traceable."""
-    if not TABLES:
-        return None
     precision = "tf32" if tf32 else PRECISIONS.get(x.dtype, "")
     order = TABLES.get(architecture(x), {}).get((op, precision, torch.is_grad_enabled() and x.requires_grad))
     if order is None or x.dim() != 4:

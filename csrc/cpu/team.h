@@ -4,7 +4,7 @@
 // the loop began. Where other programs want the processors, each of the hundreds of short loops of a network then waits
 // for a time slice. With threads of their own, the caller does whatever nobody else has begun and waits only for what
 // has been begun. But OpenMP's threads keep their processors for some milliseconds after every loop of torch's, which
-// costs others a sixth of a small network's time. So torch's threads run the loops until one of them comes late.
+// small networks feel. So torch's threads run the loops until one of them comes late.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -15,6 +15,7 @@ from fastsr import _cuda
 from fastsr._dispatch import select
 from fastsr._native import LIB
 from fastsr.ops import _checks
+from fastsr.ops._call import caller
 from fastsr.ops._define import define_inference, empty_map, records, takes_packed
 from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
@@ -44,6 +45,7 @@ def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[T
 
 
 torch.library.register_autograd("fastsr::bsconv_stage", _backward, setup_context=_setup_context, lib=LIB)
+_call = caller("bsconv_stage", _SCHEMA, _setup_context, _backward)
 
 
 def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
@@ -99,5 +101,5 @@ def bsconv_stage(
     _checks.weight("bsconv_stage", x, pw_weight, "pw_weight", (c, c, 1, 1))
     _checks.weight("bsconv_stage", x, dw_weight, "dw_weight", (c, 1, 3, 3))
     _checks.weight("bsconv_stage", x, dw_bias, "dw_bias", (c,))
-    distilled, refined = torch.ops.fastsr.bsconv_stage(*tensors)
+    distilled, refined = _call(*tensors)
     return distilled, refined

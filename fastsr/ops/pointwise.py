@@ -26,7 +26,7 @@ from fastsr.ops._define import (
 from fastsr.reference import Activation
 
 CUDA_MAX_INPUTS = 16  # csrc/cuda/pointwise.h
-KEPT_FROM = 128  # channels in, from which on computing a product again takes longer than writing and reading it
+KEPT_FROM = 128  # channels in, from which on a product's time is worth the memory that keeping its result takes
 
 
 def _fake(inputs: list[Tensor], weight: Tensor, bias: Tensor, shortcut: Tensor | None, activation: int) -> Tensor:
