@@ -37,6 +37,14 @@ def find_device(name: str, label: str | None = None, types: Sequence[str] | None
     return device
 
 
+def gpu_architecture(x: Tensor) -> str:
+    """Such as "sm_90" or "gfx942", of the GPU that `x` is on. Traceable."""
+    properties = torch.cuda.get_device_properties(x.device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
 def allows_tf32(x: Tensor) -> bool:
     """Whether float32 maps on the device of `x` may be multiplied in TF32: where PyTorch lets its convolutions do so.
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsr._device import gpu_architecture
+
 FOLDER = Path(__file__).with_name("gpu_order")
 PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}  # beside tf32
 
@@ -51,16 +53,10 @@ def read(files: Iterable[Path]) -> dict[str, dict[Kind, Order]]:
 TABLES = read(sorted(FOLDER.glob("*.json")))
 
 
-def architecture(x: Tensor) -> str:
-    """Such as "sm_90", of the GPU that `x` is on."""
-    properties = torch.cuda.get_device_properties(x.device)
-    return f"sm_{properties.major}{properties.minor}"
-
-
 def measured(op: str, x: Tensor, tf32: bool) -> tuple[str, str] | None:
     """What goes first for `op` on maps like `x`, and what says so; None if nothing was measured. Traceable."""
     precision = "tf32" if tf32 else PRECISIONS.get(x.dtype, "")
-    order = TABLES.get(architecture(x), {}).get((op, precision, torch.is_grad_enabled() and x.requires_grad))
+    order = TABLES.get(gpu_architecture(x), {}).get((op, precision, torch.is_grad_enabled() and x.requires_grad))
     if order is None or x.dim() != 4:
         return None
     pixels = x.shape[0] * x.shape[2] * x.shape[3]

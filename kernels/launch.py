@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
-from fastsr._device import allows_tf32
+from fastsr._device import allows_tf32, gpu_architecture
 
 MIN_DOT = 16  # the least extent that tl.dot takes
 
@@ -27,10 +26,7 @@ def architecture(x: Tensor) -> str:
     """Such as "sm_90" or "gfx942"; "interpreter" for a tensor on the CPU."""
     if not x.is_cuda:
         return "interpreter"
-    properties = torch.cuda.get_device_properties(x.device)
-    if torch.version.hip is not None:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    return gpu_architecture(x)
 
 
 def dot_precision(x: Tensor) -> str:

@@ -91,7 +91,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
         for training, pixels, first in ((False, 100, "triton"), (False, 10_000, "cuda"), (True, 100, "triton"))
     ]
     monkeypatch.setattr(_gpu_order, "TABLES", {"sm_90": _gpu_order.parse({"origin": "a run", "entries": measured})})
-    monkeypatch.setattr(_gpu_order, "architecture", lambda x: "sm_90")
+    monkeypatch.setattr(_gpu_order, "gpu_architecture", lambda x: "sm_90")
     monkeypatch.setattr(_device, "allows_tf32", lambda x: True)
 
 
@@ -119,7 +119,7 @@ def test_what_was_not_measured_keeps_its_order(monkeypatch: pytest.MonkeyPatch) 
     x = torch.empty(1, 4, 100, 100, device="meta")
     for op, dtype in (("bsconv", torch.bfloat16), ("esa", torch.float16)):
         assert _dispatch.first_on_gpu(op, x.to(dtype)) == _dispatch.FIRST_ON_GPU.get(op, _dispatch.FIRST_BY_DEFAULT)
-    monkeypatch.setattr(_gpu_order, "architecture", lambda x: "sm_80")
+    monkeypatch.setattr(_gpu_order, "gpu_architecture", lambda x: "sm_80")
     assert _dispatch.first_on_gpu("bsconv", x.half())[1] == "not measured"
 
 
