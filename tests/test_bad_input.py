@@ -112,12 +112,14 @@ def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     block = ALKDB(8, esa_channels=4).requires_grad_(False)
     x, w = torch.rand(1, 8, 16, 16), {k: torch.rand(8, *k) for k in ((8, 3, 3), (8, 1, 1), (1, 3, 3), ())}
     distil, separable = [torch.rand(4, 8, 1, 1), torch.rand(4)], [w[8, 1, 1], w[1, 3, 3], w[()]]
+    fusing = [torch.rand(8, 20, 1, 1), torch.rand(8)]
     condensing = [block.c4.weights(), *block.c5.parameters(), *block.esa.conv1.parameters()]
     dense, mix = [w[8, 3, 3], w[()]] * 2, [w[1, 3, 3], w[()], w[8, 1, 1], w[()], w[8, 1, 1], w[()]]
     return {
         "alk_conv": (ops.alk_conv, [x, block.c4.weights()]),
         "alk_stage": (ops.alk_stage, [x, *distil, block.c1_r.weights()]),
         "alk_condense": (ops.alk_condense, [x, [torch.rand(1, 4, 16, 16)] * 3, *condensing]),
+        "blueprint_block": (ops.blueprint_block, [x, [(*distil, *separable)] * 3, separable, *fusing]),
         "bsconv_stage": (ops.bsconv_stage, [x, *distil, *separable]),
         "conv_mix_reduce": (ops.conv_mix_reduce, [x, x, *mix, *block.esa.conv1.parameters()]),
         "esa_cca": (ops.esa_cca, [x, x, block.esa.weights(), *block.cca.weights(block.pixel_norm)]),

@@ -2,11 +2,9 @@
 #include <optional>
 #include <vector>
 
-#include "isa/table.h"
-#include "packed.h"
+#include "bsconv_weights.h"
 #include "parallel.h"
 #include "strips.h"
-#include "weights.h"
 
 namespace fastsr::cpu {
 namespace {
@@ -46,24 +44,9 @@ void check(const char* op, const Tensor& x, const Tensor& pw, const Tensor& dw, 
   check_maps(op, x, pw.size(0), shortcut, activation);
 }
 
-// Where the weights lie in the order in which the kernels read them, d_* being the 1x1 of a stage's distilled half:
-// pw [C][K], taps [group of channels][9][lane], bias [K], d_weight [C][D], d_bias [D], with K and D padded to whole
-// vectors.
-struct Layout {
-  int64_t c, k, d, lanes;
-
-  int64_t padded(int64_t n) const { return (n + lanes - 1) / lanes * lanes; }
-  int64_t taps() const { return c * padded(k); }
-  int64_t bias() const { return taps() + 9 * padded(k); }
-  int64_t d_weight() const { return bias() + padded(k); }
-  int64_t d_bias() const { return d_weight() + c * padded(d); }
-  int64_t size() const { return d_bias() + padded(d); }
-  int64_t tap(int64_t channel, int64_t t) const { return (channel / lanes * 9 + t) * lanes + channel % lanes; }
-};
-
 // Writes the weights to zeroed memory.
-void pack(const Layout& l, const Tensor& pw, const Tensor& dw, const Tensor& db, const std::optional<Tensor>& d_weight,
-          const std::optional<Tensor>& d_bias, float* to) {
+void pack(const BsconvLayout& l, const Tensor& pw, const Tensor& dw, const Tensor& db,
+          const std::optional<Tensor>& d_weight, const std::optional<Tensor>& d_bias, float* to) {
   pack_transposed(pw, l.k, l.c, to, l.padded(l.k));
   const FloatParameter tap(dw), b(db);
   for (int64_t i = 0; i < l.k; ++i) {
@@ -87,7 +70,7 @@ struct Transposed {
   Buffer<float> memory;
   float *taps, *pw;
 
-  Transposed(const Layout& l, const Tensor& pw_weight, const Tensor& dw_weight)
+  Transposed(const BsconvLayout& l, const Tensor& pw_weight, const Tensor& dw_weight)
       : memory(zeros(9 * l.padded(l.k) + l.padded(l.k) * l.padded(l.c))),
         taps(memory.get()),
         pw(taps + 9 * l.padded(l.k)) {
@@ -104,7 +87,7 @@ BsconvShape shape_of(const Tensor& x, int64_t k, const Strips& strips, int64_t a
 }
 
 // weights: as `l` says. distilled: where a stage's other half goes.
-void forward(const Tensor& x, const Layout& l, const float* weights, const std::optional<Tensor>& shortcut,
+void forward(const Tensor& x, const BsconvLayout& l, const float* weights, const std::optional<Tensor>& shortcut,
              int64_t activation, const Tensor& y, const std::optional<Tensor>& distilled = std::nullopt) {
   const Strips strips = Strips::for_forward(x, kStripWidth, kBandRows);
   if (strips.count() == 0) return;
@@ -135,26 +118,26 @@ void forward(const Tensor& x, const Layout& l, const float* weights, const std::
   }
 }
 
-Tensor bsconv_as(const Tensor& x, const Layout& l, const float* weights, const std::optional<Tensor>& shortcut,
+Tensor bsconv_as(const Tensor& x, const BsconvLayout& l, const float* weights, const std::optional<Tensor>& shortcut,
                  int64_t activation) {
   OutputMap y(x, {x.size(0), l.k, x.size(2), x.size(3)}, output_format(x));
   forward(x, l, weights, shortcut, activation, y.nhwc());
   return y.finish();
 }
 
-std::tuple<Tensor, Tensor> stage_as(const Tensor& x, const Layout& l, const float* weights) {
+std::tuple<Tensor, Tensor> stage_as(const Tensor& x, const BsconvLayout& l, const float* weights) {
   OutputMap distilled(x, {x.size(0), l.d, x.size(2), x.size(3)}, output_format(x));
   OutputMap y(x, {x.size(0), l.k, x.size(2), x.size(3)}, output_format(x));
   forward(x, l, weights, x, kGelu, y.nhwc(), distilled.nhwc());
   return {distilled.finish(), y.finish()};
 }
 
-Layout layout_of(const Tensor& pw, int64_t d) { return {pw.size(1), pw.size(0), d, kernels().bsconv.lanes}; }
+BsconvLayout layout_of(const Tensor& pw, int64_t d) { return {pw.size(1), pw.size(0), d, kernels().bsconv.lanes}; }
 
 Tensor bsconv(const Tensor& x, const Tensor& pw, const Tensor& dw, const Tensor& db,
               const std::optional<Tensor>& shortcut, int64_t activation) {
   check("bsconv", x, pw, dw, db, shortcut, activation);
-  const Layout l = layout_of(pw, 0);
+  const BsconvLayout l = layout_of(pw, 0);
   const Buffer<float> weights = zeros(l.size());
   pack(l, pw, dw, db, std::nullopt, std::nullopt, weights.get());
   return bsconv_as(x, l, weights.get(), shortcut, activation);
@@ -172,13 +155,15 @@ std::tuple<Tensor, Tensor> bsconv_stage(const Tensor& x, const Tensor& d_weight,
   constexpr const char* kStage = "bsconv_stage";
   check(kStage, x, pw, dw, db, x, kGelu);
   check_distilling(kStage, d_weight, d_bias, x.size(1));
-  const Layout l = layout_of(pw, d_weight.size(0));
+  const BsconvLayout l = layout_of(pw, d_weight.size(0));
   const Buffer<float> weights = zeros(l.size());
   pack(l, pw, dw, db, d_weight, d_bias, weights.get());
   return stage_as(x, l, weights.get());
 }
 
 // ---- weights packed once
+
+}  // namespace
 
 Tensor bsconv_pack(const Tensor& pw, const Tensor& dw, const Tensor& db, const std::optional<Tensor>& d_weight,
                    const std::optional<Tensor>& d_bias) {
@@ -191,17 +176,18 @@ Tensor bsconv_pack(const Tensor& pw, const Tensor& dw, const Tensor& db, const s
   STD_TORCH_CHECK(d_weight.has_value() == d_bias.has_value(), kPack,
                   ": only one of d_weight and d_bias is given; pass both or neither");
   if (d_weight) check_distilling(kPack, *d_weight, *d_bias, pw.size(1));
-  const Layout l = layout_of(pw, d_weight ? d_weight->size(0) : 0);
+  const BsconvLayout l = layout_of(pw, d_weight ? d_weight->size(0) : 0);
   PackedWeights packed(pw, PackedFor::kBsconv, {l.c, l.k, l.d}, l.size());
   pack(l, pw, dw, db, d_weight, d_bias, packed.mutable_data());
   return packed.tensor();
 }
 
-Layout layout_of(const char* op, const PackedWeights& packed, const Tensor& x, int64_t k, int64_t d) {
-  const Layout l{packed.fact(0), packed.fact(1), packed.fact(2), kernels().bsconv.lanes};
+namespace {
+
+BsconvLayout layout_of(const char* op, const PackedWeights& packed, const Tensor& x, int64_t k, int64_t d) {
+  const BsconvLayout l = layout_of(op, packed);
   STD_TORCH_CHECK(l.c == x.size(1) && l.k == k && l.d == d, op, ": packed are weights from ", l.c, " to ", l.k,
                   " channels with ", l.d, " distilled; pass those from ", x.size(1), " to ", k, " with ", d);
-  packed.check_size(op, l.size());
   return l;
 }
 
@@ -232,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bsconv_backward(const Tensor&
   const Strips tiles = Strips::for_backward(x);
   const BsconvKernels& k = kernels().bsconv;
   const BsconvShape s = shape_of(x, pw.size(0), tiles, activation, shortcut.has_value());
-  const Layout l = layout_of(pw, 0);
+  const BsconvLayout l = layout_of(pw, 0);
   OutputMap dx(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, output_format(x));
   const bool wants_shortcut = shortcut && activation != 0;
   std::optional<OutputMap> d_shortcut;

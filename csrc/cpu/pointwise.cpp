@@ -9,7 +9,7 @@
 // where an activation follows: it also returns pre, which spares the backward the first of three products.
 #include <optional>
 
-#include "packed.h"
+#include "pointwise_weights.h"
 #include "rows.h"
 
 namespace fastsr::cpu {
@@ -141,6 +141,8 @@ std::tuple<Tensor, Tensor> pointwise_kept(const std::vector<Tensor>& inputs, con
 
 // ---- weights packed once: [in_channels + 1][padded out_channels], the bias last
 
+}  // namespace
+
 Tensor pointwise_pack(const Tensor& weight, const Tensor& bias) {
   constexpr const char* kPack = "pointwise_pack";
   STD_TORCH_CHECK(weight.dim() == 4 && weight.numel() > 0, kPack, ": weight has ", weight.dim(), " dimensions and ",
@@ -154,6 +156,8 @@ Tensor pointwise_pack(const Tensor& weight, const Tensor& bias) {
   std::copy_n(b.get(), columns, std::copy_n(w.get(), count, packed.mutable_data()));
   return packed.tensor();
 }
+
+namespace {
 
 // The part of the product that the input channels from `first` on have in it; the bias belongs to the first.
 Tensor pointwise_packed(const std::vector<Tensor>& inputs, const Tensor& packed, int64_t channels, int64_t first,

@@ -32,7 +32,7 @@ def _is_free(module: nn.Module) -> bool:
         or everywhere._global_forward_hooks
         or everywhere._global_forward_pre_hooks
     )
-    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv) and not observed
+    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv | BSConvU) and not observed
 
 
 def _may_overwrite(module: nn.Module) -> dict[str, bool]:
@@ -66,16 +66,20 @@ class _DistillationBlock(nn.Module):
         self.cca = CCA(num_feat)
 
     def forward(self, x: Tensor) -> Tensor:
-        d1, r1 = self.c1_r.stage(x, self.c1_d)
-        d2, r2 = self.c2_r.stage(r1, self.c2_d)
-        d3, r3 = self.c3_r.stage(r2, self.c3_d)
         fuses = self._fuses(x)
-        y, reduced = self._condense((d1, d2, d3), r3, fuses)
+        y, reduced = self._features(x, fuses)
         if fuses:
             return self.cca.behind(self.esa, y, x, self.pixel_norm, reduced)
         overwrite = _may_overwrite(self.esa)
         y = self.esa(y, **overwrite)
         return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
+
+    def _features(self, x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
+        """The block up to its ESA; if it fuses, perhaps also what the ESA makes of it first."""
+        d1, r1 = self.c1_r.stage(x, self.c1_d)
+        d2, r2 = self.c2_r.stage(r1, self.c2_d)
+        d3, r3 = self.c3_r.stage(r2, self.c3_d)
+        return self._condense((d1, d2, d3), r3, fuses)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the parts behind the stages become fewer operators: on a GPU, in inference, without hooks."""
@@ -131,11 +135,21 @@ class ESDB(_DistillationBlock):
         self, num_feat: int = 64, esa_channels: int = 16, pixel_norm: bool = False, conv2_padding: int = 0
     ) -> None:
         super().__init__(num_feat, esa_channels, conv2_padding)
-        self.c1_r = BSConvU(num_feat, num_feat)
-        self.c2_r = BSConvU(num_feat, num_feat)
-        self.c3_r = BSConvU(num_feat, num_feat)
-        self.c4 = BSConvU(num_feat, num_feat // 2)
+        self.c1_r: BSConvU = BSConvU(num_feat, num_feat)
+        self.c2_r: BSConvU = BSConvU(num_feat, num_feat)
+        self.c3_r: BSConvU = BSConvU(num_feat, num_feat)
+        self.c4: BSConvU = BSConvU(num_feat, num_feat // 2)
         self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
+
+    def _features(self, x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
+        if fuses or not _is_free(self.c4):
+            return super()._features(x, fuses)
+        stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d))
+        packed = (*(conv.packed for conv, _ in stages), self.c4.packed, packed_weights(self.c5))
+        weights = [(distil.weight, conv_bias(distil), *conv.weights()) for conv, distil in stages]
+        return ops.blueprint_block(
+            x, weights, self.c4.weights(), self.c5.weight, conv_bias(self.c5), packed=packed
+        ), None
 
 
 class RLFB(nn.Module):

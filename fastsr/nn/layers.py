@@ -146,13 +146,14 @@ class BSConvU(nn.Module):
         self.pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.dw = depthwise(out_channels, (3, 3), stride, padding)
 
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pw.weight, self.dw.weight, conv_bias(self.dw)
+
     def forward(self, x: Tensor, shortcut: Tensor | None = None, activation: Activation = "none") -> Tensor:
         """act(dw(pw(x)) + shortcut)."""
         return ops.bsconv(
             x,
-            self.pw.weight,
-            self.dw.weight,
-            conv_bias(self.dw),
+            *self.weights(),
             stride=self.dw.stride[0],
             padding=int(self.dw.padding[0]),
             shortcut=shortcut,
@@ -162,13 +163,12 @@ class BSConvU(nn.Module):
 
     def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x) (BSRN, section 3.3)."""
-        weights = (self.pw.weight, self.dw.weight, conv_bias(self.dw))
-        return ops.bsconv_stage(x, distil.weight, conv_bias(distil), *weights, packed=self.packed)
+        return ops.bsconv_stage(x, distil.weight, conv_bias(distil), *self.weights(), packed=self.packed)
 
     def pack(self, distil: nn.Conv2d | None = None) -> None:
         """Pack the weights for `forward`, or with `distil` for `stage`; later changes of them have no effect."""
         distilling = () if distil is None else (distil.weight, conv_bias(distil))
-        self.packed = ops.pack_bsconv(self.pw.weight, self.dw.weight, conv_bias(self.dw), *distilling)
+        self.packed = ops.pack_bsconv(*self.weights(), *distilling)
 
 
 class ALKConv(nn.Module):

@@ -4,6 +4,7 @@ from fastsr.ops._define import fuses_on_cuda, fuses_on_triton, output_format
 from fastsr.ops.alk_condense import alk_condense, pack_alk_condense
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
+from fastsr.ops.blueprint_block import blueprint_block
 from fastsr.ops.bsconv import bsconv, pack_bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.cca_norm import cca_norm
@@ -25,6 +26,7 @@ __all__ = [
     "alk_condense",
     "alk_conv",
     "alk_stage",
+    "blueprint_block",
     "bsconv",
     "bsconv_stage",
     "cca_norm",

@@ -6,6 +6,8 @@
 //
 // A tile runs down its rows; u, and g in the backward, exist in rings of few rows. Halo columns of u are computed
 // twice. The backward computes g on a halo of 1 and u on a halo of 2 around the tile.
+#pragma once
+
 #include "branches.inl"
 #include "distil.inl"
 #include "outer.inl"

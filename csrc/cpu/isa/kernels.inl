@@ -1,6 +1,7 @@
 // Everything that is compiled once per instruction set. No include guard: each ISA file includes this once, with
 // FASTSR_VECTOR_BYTES and FASTSR_TABLE defined and its target pragma in force.
 #include "alk_conv_backward.inl"
+#include "blueprint_block.inl"
 #include "bsconv.inl"
 #include "cca_norm.inl"
 #include "conv3x3_gelu.inl"
@@ -17,6 +18,7 @@ namespace fastsr::cpu {
 extern const KernelTable FASTSR_TABLE;
 const KernelTable FASTSR_TABLE = {
     alk_conv_kernels(),
+    blueprint_block_kernels(),
     bsconv_kernels(),
     cca_norm_kernels(),
     conv::conv3x3_gelu_kernels(),

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "alk_conv.h"
+#include "blueprint_block.h"
 #include "bsconv.h"
 #include "cca_norm.h"
 #include "conv3x3_gelu.h"
@@ -32,6 +33,7 @@ namespace fastsr::cpu {
 
 struct KernelTable {
   AlkConvKernels alk_conv;
+  BlueprintBlockKernels blueprint_block;
   BsconvKernels bsconv;
   CcaNormKernels cca_norm;
   Conv3x3GeluKernels conv3x3_gelu;

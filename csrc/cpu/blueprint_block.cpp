@@ -1,0 +1,84 @@
+// fastsr::blueprint_block on the CPU: BSRN's block up to its ESA, for inference (isa/blueprint_block.inl).
+#include <optional>
+#include <vector>
+
+#include "bsconv_weights.h"
+#include "parallel.h"
+#include "pointwise_weights.h"
+#include "strips.h"
+
+namespace fastsr::cpu {
+namespace {
+
+constexpr const char* kOp = "blueprint_block";
+constexpr int kStages = BlueprintBlock::kStages;
+constexpr int64_t kStripWidth = 256;
+constexpr size_t kStageWeights = 5, kLastWeights = 3, kFuseWeights = 2;
+
+struct BlockScratch;
+
+// packed: of the three stages, of the last convolution, of the product behind them.
+Tensor blueprint_block_packed(const Tensor& x, const std::vector<Tensor>& packed, int64_t channels) {
+  check_feature_map(kOp, x, "x");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, kOp, ": x has a dtype without kernel; pass float32");
+  STD_TORCH_CHECK(packed.size() == kStages + 2, kOp, ": ", packed.size(), " packed weights; pass those of ", kStages,
+                  " stages, of the last convolution and of the 1x1 behind them");
+  BlueprintBlock a{x.size(1), x.size(2), x.size(3)};
+  for (int i = 0; i <= kStages; ++i) {
+    const PackedWeights weights(kOp, PackedFor::kBsconv, packed[i]);
+    const BsconvLayout l = layout_of(kOp, weights);
+    if (i == 0) a.d = l.d;
+    if (i == kStages) a.last = l.k;
+    STD_TORCH_CHECK(l.c == a.c && (i == kStages ? l.d == 0 : l.k == a.c && l.d == a.d && l.d > 0), kOp, ": part ", i,
+                    " is packed from ", l.c, " to ", l.k, " channels with ", l.d, " distilled, for x with ", a.c,
+                    " channels; pass stages that keep them and distil equally, and a last convolution without");
+    const float* data = weights.data();
+    a.parts[i] = {data, data + l.taps(), data + l.bias(), data + l.d_weight(), data + l.d_bias()};
+  }
+  const PackedWeights fuse(kOp, PackedFor::kPointwise, packed.back());
+  const int64_t inputs = kStages * a.d + a.last;
+  a.k = fuse.fact(1);
+  const int64_t columns = padded_channels(a.k);
+  STD_TORCH_CHECK(fuse.fact(0) == inputs && a.k == channels, kOp, ": the 1x1 is packed from ", fuse.fact(0), " to ",
+                  a.k, " channels; pass one from ", inputs, " to ", channels);
+  fuse.check_size(kOp, (inputs + 1) * columns);
+  a.fuse = fuse.data();
+  a.fuse_bias = a.fuse + inputs * columns;
+
+  OutputMap y(x, {x.size(0), a.k, x.size(2), x.size(3)}, output_format(x));
+  const BlueprintBlockKernels& k = kernels().blueprint_block;
+  const Strips strips = Strips::for_forward(x, kStripWidth, k.band_rows);
+  if (strips.count() == 0) return y.finish();
+  const Tensor from = side_by_side(x);
+  a.x = rows_of<float>(from);
+  a.y = mutable_rows_of<float>(y.nhwc());
+  a.strip_width = strips.strip_width;
+  const int64_t scratch = k.scratch(a);
+  parallel_runs(strips.count(), [&](int64_t i, bool continues) {
+    k.run(a, strips.at(i), continues && strips.continues(i), thread_scratch<float, BlockScratch>(scratch));
+  });
+  return y.finish();
+}
+
+// weights: of every stage d_weight, d_bias, pw_weight, dw_weight, dw_bias; of the last convolution the same without
+// d_*; of the 1x1 weight and bias.
+Tensor blueprint_block(const Tensor& x, const std::vector<Tensor>& weights) {
+  STD_TORCH_CHECK(weights.size() == kStages * kStageWeights + kLastWeights + kFuseWeights, kOp, ": ", weights.size(),
+                  " weights; pass ", kStages * kStageWeights + kLastWeights + kFuseWeights);
+  std::vector<Tensor> packed;
+  auto next = weights.begin();
+  for (int i = 0; i < kStages; ++i, next += kStageWeights)
+    packed.push_back(bsconv_pack(next[2], next[3], next[4], next[0], next[1]));
+  packed.push_back(bsconv_pack(next[0], next[1], next[2], std::nullopt, std::nullopt));
+  next += kLastWeights;
+  packed.push_back(pointwise_pack(next[0], next[1]));
+  return blueprint_block_packed(x, packed, weights.back().size(0));
+}
+
+}  // namespace
+}  // namespace fastsr::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
+  m.impl("blueprint_block", TORCH_BOX(&fastsr::cpu::blueprint_block));
+  m.impl("blueprint_block_packed", TORCH_BOX(&fastsr::cpu::blueprint_block_packed));
+}

@@ -1,0 +1,185 @@
+"""blueprint_block: BSRN's block up to its ESA in one pass, against float64 and against its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from unittest.mock import patch
+
+import pytest
+import torch
+from kernel_checks import LAYOUTS, assert_twice_rule, feature_map, weight
+from torch import Tensor
+
+import fastsr
+from fastsr import ops
+from fastsr.errors import InputError
+from fastsr.nn import ESDB
+
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
+
+NAMES = ("d_weight", "d_bias", "pw_weight", "dw_weight", "dw_bias")
+
+# [N, C, H, W], D, E and K: several bands and strips, partial vectors of every map, fewer rows than a band, one pixel
+SHAPES = (
+    ((1, 64, 17, 40), 32, 32, 64),
+    ((2, 20, 9, 530), 7, 33, 18),
+    ((1, 5, 30, 258), 3, 2, 65),
+    ((2, 16, 3, 7), 8, 16, 16),
+    ((1, 12, 1, 1), 6, 6, 12),
+)
+
+
+def inputs(shape: Sequence[int], d: int, e: int, k: int, layout: str = "nhwc") -> list[Tensor]:
+    c = shape[1]
+    stage, last = ((d, c, 1, 1), (d,), (c, c, 1, 1), (c, 1, 3, 3), (c,)), ((e, c, 1, 1), (e, 1, 3, 3), (e,))
+    shapes = (*stage, *stage, *stage, *last, (k, 3 * d + e, 1, 1), (k,))
+    return [feature_map(shape, layout), *(weight(*s, seed=i) for i, s in enumerate(shapes))]
+
+
+def block(x: Tensor, *weights: Tensor, packed: Sequence[Tensor | None] = (None,) * 5) -> Tensor:
+    stages = [weights[i : i + 5] for i in (0, 5, 10)]
+    return ops.blueprint_block(x, stages, weights[15:18], *weights[18:], packed=packed)  # type: ignore[arg-type]
+
+
+def packed_weights(weights: Sequence[Tensor]) -> list[Tensor]:
+    stages = [ops.pack_bsconv(*weights[i + 2 : i + 5], *weights[i : i + 2]) for i in (0, 5, 10)]
+    packed = [*stages, ops.pack_bsconv(*weights[15:18]), ops.pack_pointwise(*weights[18:])]
+    assert all(p is not None for p in packed)
+    return [p for p in packed if p is not None]
+
+
+def in_parts(*tensors: Tensor) -> Tensor:
+    with patch("fastsr.ops.blueprint_block._fuses", return_value=False):
+        return block(*tensors)
+
+
+@pytest.mark.parametrize("case", range(len(SHAPES)))
+def test_twice_rule(cpu_isa: str, case: int) -> None:
+    for layout in (LAYOUTS[case % len(LAYOUTS)], LAYOUTS[(case + 2) % len(LAYOUTS)]):
+        tensors = inputs(*SHAPES[case], layout)
+        assert_twice_rule(block, tensors, gradients=False)
+        assert_twice_rule(block, tensors)  # its parts
+
+
+@pytest.mark.parametrize("case", range(len(SHAPES)))
+def test_bit_equal_to_its_parts(cpu_isa: str, case: int) -> None:
+    tensors = inputs(*SHAPES[case])
+    y = in_parts(*tensors)
+    assert torch.equal(block(*tensors), y)
+    assert torch.equal(block(*tensors, packed=packed_weights(tensors[1:])), y)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_results_do_not_depend_on_threads(threads: int) -> None:
+    """A tile that goes on from the one above it and one that begins anew compute the same."""
+    before = torch.get_num_threads()
+    tensors = inputs((2, 8, 61, 300), 4, 4, 8)
+    y = in_parts(*tensors)
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            assert torch.equal(block(*tensors), y)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_values_that_are_not_finite_stay_where_they_are() -> None:
+    """A pixel reaches four pixels in every direction."""
+    x, *weights = inputs((1, 8, 21, 290), 4, 4, 8)
+    x[0, 3, 10, 255] = torch.inf
+    y = block(x, *weights)
+    spoilt = ~y.isfinite().all(1)[0]
+    rows, columns = spoilt.nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 14, 251, 259)
+    weights[16][0, 0, 1, 1] = torch.nan
+    assert block(x, *weights).isnan().any(1).all()
+
+
+def test_other_dtypes_and_kernels_take_the_parts() -> None:
+    tensors = [t.bfloat16() for t in inputs((1, 16, 9, 12), 8, 8, 16)]
+    with fastsr.backend("cpu"):
+        assert torch.equal(block(*tensors), in_parts(*tensors))
+    tensors = inputs((1, 16, 9, 12), 8, 8, 16)
+    tensors[1 + 8] = weight(16, 1, 5, 5)
+    with torch.no_grad():
+        assert torch.equal(block(*tensors), in_parts(*tensors))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_opcheck(layout: str) -> None:
+    x, *weights = inputs((2, 5, 3, 7), 2, 3, 4, layout)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.fastsr.blueprint_block.default, (x, weights), test_utils=tests)
+    packed = packed_weights(weights)
+    torch.library.opcheck(torch.ops.fastsr.blueprint_block_packed.default, (x, packed, 4), test_utils=tests)
+
+
+def test_compiles_in_one_graph() -> None:
+    tensors = inputs((1, 16, 8, 9), 8, 8, 16)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), block(*tensors))
+
+
+def test_an_empty_batch() -> None:
+    assert block(*inputs((0, 8, 6, 7), 4, 4, 5)).shape == (0, 5, 6, 7)
+
+
+def test_bad_input_is_named() -> None:
+    x, *weights = inputs((1, 8, 6, 7), 4, 4, 8)
+    for i, weight_ in enumerate(weights):
+        name = f"stages.{i // 5}. {NAMES[i % 5]}" if i < 15 else f"last {NAMES[i - 13]}" if i < 18 else "c5"
+        wrong = torch.cat((weight_, weight_)) if NAMES[i % 5] != "d_weight" or i >= 15 else weight_[:, 1:]
+        if i in (15, 18):  # whose number of outputs is free
+            wrong = weight_[:, 1:]
+        with pytest.raises(InputError, match=f"blueprint_block: {name}"):
+            block(x, *weights[:i], wrong, *weights[i + 1 :])
+        with pytest.raises(RuntimeError):
+            torch.ops.fastsr.blueprint_block(x, [*weights[:i], wrong, *weights[i + 1 :]])
+    stages = [tuple(weights[i : i + 5]) for i in (0, 5, 10)]
+    last, c5 = tuple(weights[15:18]), weights[18:]
+    with pytest.raises(InputError, match="stages is 2 of them; pass a sequence of 3"):
+        ops.blueprint_block(x, stages[:2], last, *c5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"stages\[1\] is 4 of them; pass a sequence of 5: d_weight, "):
+        ops.blueprint_block(x, [stages[0], stages[1][:4], stages[2]], last, *c5)  # type: ignore[list-item,arg-type]
+    with pytest.raises(InputError, match="last is a Tensor; pass a sequence of 3: pw_weight, "):
+        ops.blueprint_block(x, stages, x, *c5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="packed is 4 of them; pass a sequence of 5"):
+        ops.blueprint_block(x, stages, last, *c5, packed=(None,) * 4)  # type: ignore[arg-type]
+
+
+def test_the_kernel_refuses_what_does_not_fit() -> None:
+    x, *weights = inputs((1, 8, 6, 7), 4, 4, 8)
+    packed = packed_weights(weights)
+    call = torch.ops.fastsr.blueprint_block_packed
+    with pytest.raises(RuntimeError, match="4 packed weights"):
+        call(x, packed[:4], 8)
+    with pytest.raises(RuntimeError, match="from 16 to 8"):
+        call(x, packed, 9)
+    for i in range(5):
+        other = packed[4 - i] if i != 2 else packed[4]
+        with pytest.raises(RuntimeError, match=r"blueprint_block: (packed|part|the 1x1)"):
+            call(x, [*packed[:i], other, *packed[i + 1 :]], 8)
+        with pytest.raises(RuntimeError, match="blueprint_block: packed has"):
+            call(x, [*packed[:i], packed[i][:-1], *packed[i + 1 :]], 8)
+    with pytest.raises(RuntimeError, match="part 0 is packed from 8 to 8"):
+        call(x[:, :5], packed, 8)
+    with pytest.raises(RuntimeError, match="float32"):
+        call(x.half(), packed, 8)
+    with pytest.raises(RuntimeError, match="19 weights; pass 20"):
+        torch.ops.fastsr.blueprint_block(x, weights[1:])
+
+
+def test_the_network_s_block() -> None:
+    """Frozen, not frozen and with autograd it computes the same; a hook on the fourth convolution is still called."""
+    module = ESDB(16, esa_channels=4).eval()
+    x = feature_map((1, 16, 20, 21), "nhwc")
+    y = module(x).detach()
+    seen: list[int] = []
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), y)
+        with patch("fastsr.ops.blueprint_block", side_effect=ops.blueprint_block) as spy:
+            assert torch.equal(fastsr.freeze(module)(x), fastsr.freeze(module)(x))
+            assert spy.call_count == 2
+            module.c4.register_forward_hook(lambda *_: seen.append(1))
+            torch.testing.assert_close(module(x), y)
+            assert spy.call_count == 2 and seen == [1]
