@@ -50,7 +50,7 @@ FASTSR_INLINE RowChunk next_chunk(const RowGemm& a, int64_t& s, int64_t& offset)
   return chunk;
 }
 
-using RowFetch = Prefetches<5>;
+using RowFetch = Prefetches<6>;
 
 // While the `pixels` pixels from `pixel` on compute: where their results will be written, for the first chunk, and the
 // pixels behind them. These may lie past the row's end, in the next one, which callers read next; if not, it does no
@@ -62,6 +62,7 @@ FASTSR_INLINE RowFetch rows_to_fetch(const RowGemm& a, const RowChunk& chunk, in
   };
   RowFetch fetch;
   if (first) fetch.add(row(a.y, a.y_stride, pixel, std::min(pixels, a.pixels - pixel), a.channels));
+  if (first && a.shortcut) fetch.add(row(a.shortcut, a.shortcut_stride, pixel + pixels, pixels, a.channels));
   for (int64_t i = 0; i < chunk.count; ++i)
     fetch.add(row(chunk.segments[i].x, chunk.segments[i].stride, pixel + pixels, pixels, chunk.segments[i].k));
   return fetch;
