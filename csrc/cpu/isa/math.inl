@@ -122,11 +122,23 @@ FASTSR_INLINE vf gelu_grad(vf x) {
   return select(reinterpret_cast<vi>(x > splat(0.f)), 1.f - d, d);
 }
 
+// x within [-limit, limit] with NaN kept: the minimum and the maximum return their second operand where one is NaN.
+FASTSR_INLINE vf clamped(vf x, float limit) {
+#if FASTSR_VECTOR_BYTES == 64
+  const __m512 most = reinterpret_cast<__m512>(splat(limit)), least = reinterpret_cast<__m512>(splat(-limit));
+  return reinterpret_cast<vf>(_mm512_max_ps(least, _mm512_min_ps(most, reinterpret_cast<__m512>(x))));
+#elif FASTSR_VECTOR_BYTES == 32
+  const __m256 most = reinterpret_cast<__m256>(splat(limit)), least = reinterpret_cast<__m256>(splat(-limit));
+  return reinterpret_cast<vf>(_mm256_max_ps(least, _mm256_min_ps(most, reinterpret_cast<__m256>(x))));
+#else
+  x = select(reinterpret_cast<vi>(x > splat(limit)), splat(limit), x);
+  return select(reinterpret_cast<vi>(x < splat(-limit)), splat(-limit), x);
+#endif
+}
+
 // 1 / (1 + e^-x). e^-x = 2^n e^r with |r| <= ln 2 / 2 by its Taylor series, which 7 terms exhaust in float.
 FASTSR_INLINE vf sigmoid(vf x) {
-  vf a = -x;  // clamped so that 2^n stays a normal number; the result is then 0 or 1 to within 1e-37
-  a = select(reinterpret_cast<vi>(a > splat(87.f)), splat(87.f), a);
-  a = select(reinterpret_cast<vi>(a < splat(-87.f)), splat(-87.f), a);
+  const vf a = clamped(-x, 87.f);  // 2^n stays a normal number; the result is then 0 or 1 to within 1e-37
   const vf t = a * 1.44269504088896340736f + kRoundMagic, n = t - kRoundMagic;
   const vf r = (a - n * 0.693359375f) - n * -2.12194440054690583e-4f;
   vf p = splat(1.f / 5040.f);
