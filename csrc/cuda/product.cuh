@@ -117,20 +117,21 @@ __device__ __forceinline__ void pixel_products(const Map<T>& in, const int64_t (
 // The same for 32 channels in, from chunk * 32 on, that the lanes hold already: eight of each pixel, from 8 t on. The
 // weights are of `inputs` channels.
 template <class T>
-__device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsigned char* packed, int inputs, int chunk,
-                                             float (&out)[2][8]) {
-  static_assert(!__is_same(T, Tf32), "not written for it: no kernel in TF32 needs it yet");
+__device__ __forceinline__ void lane_product(const Eight<T> (&in)[2], const unsigned char* packed, int inputs,
+                                             int chunk, float (&out)[2][8]) {
   const int lane = threadIdx.x % 32, t = lane % 4;
-  if constexpr (sizeof(T) == 2) {
-    const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 4 * 32 + lane;
+  if constexpr (kTensorCores<T>) {
+    Eight<T> a[2] = {in[0], in[1]};
+    for_product<T>(a[0].word), for_product<T>(a[1].word);
+    const uint4* w = reinterpret_cast<const uint4*>(packed) + chunk * 2 * kSteps<T> * 32 + lane;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float d[4] = {out[0][2 * i], out[0][2 * i + 1], out[1][2 * i], out[1][2 * i + 1]};
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
+      for (int step = 0; step < kSteps<T>; ++step) {
         const uint4 b = w[(2 * step + i / 2) * 32];
-        mma_k16<T>(d, a[0].word[2 * step], a[1].word[2 * step], a[0].word[2 * step + 1], a[1].word[2 * step + 1],
-                   i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
+        mma<T>(d, a[0].word[2 * step], a[1].word[2 * step], a[0].word[2 * step + 1], a[1].word[2 * step + 1],
+               i % 2 ? b.z : b.x, i % 2 ? b.w : b.y);
       }
       out[0][2 * i] = d[0], out[0][2 * i + 1] = d[1], out[1][2 * i] = d[2], out[1][2 * i + 1] = d[3];
     }
@@ -147,7 +148,7 @@ __device__ __forceinline__ void lane_product(const Eight<T> (&a)[2], const unsig
         const float of[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int p = 0; p < 2; ++p) {
-          const float v = __uint_as_float(__shfl_sync(0xffffffffu, a[p].word[i], lane / 4 * 4 + from));
+          const float v = __uint_as_float(__shfl_sync(0xffffffffu, in[p].word[i], lane / 4 * 4 + from));
 #pragma unroll
           for (int m = 0; m < 8; ++m) part[p][m] = fmaf(v, of[m], part[p][m]);
         }

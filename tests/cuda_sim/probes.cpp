@@ -1,6 +1,8 @@
 // Small kernels that test the simulator itself, some of them wrong on purpose, and the primitives of csrc/cuda.
 #include "gelu.cuh"
 #include "partials.cuh"
+#include "pixel_lanes.cuh"
+#include "product_pack.cuh"
 
 using namespace fastsr::cuda;
 
@@ -82,6 +84,32 @@ __global__ void multiply_tf32_kernel(const Arrays a) {
   for (int i = 0; i < 4; ++i) a.y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
 }
 
+// 16 pixels x [16][channels] times w [32][channels] behind them, y [16][32]: by the lanes that hold them, each warp.
+template <class T>
+__global__ void lane_product_kernel(const Arrays a) {
+  FASTSR_SHARED_MEMORY(packed);
+  const int channels = a.which, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const float* w = a.x + 16 * channels;
+  pack_product<T>(reinterpret_cast<uint32_t*>(packed), 1, channels,
+                  [&](int o, int c) { return c < channels ? w[o * channels + c] : 0.f; });
+  __syncthreads();
+  float sum[2][8] = {};
+  for (int chunk = 0; chunk < blocks_of(channels); ++chunk) {
+    Eight<T> x[2];
+    for (int p = 0; p < 2; ++p) {
+      float of[8];
+      for (int i = 0; i < 8; ++i) {
+        const int c = chunk * kBlock + 8 * t + i;
+        of[i] = c < channels ? a.x[(g + 8 * p) * channels + c] : 0.f;
+      }
+      x[p] = to_eight<T>(of);
+    }
+    lane_product<T>(x, packed, channels, chunk, sum);
+  }
+  if (threadIdx.x >= 32) return;
+  for (int i = 0; i < 16; ++i) a.y[(g + i / 8 * 8) * kBlock + 8 * t + i % 8] = sum[i / 8][i % 8];
+}
+
 // Two warps reverse 64 numbers at a time that two others bring, four times. 0: right; 1: the place is given back before
 // it is read; 2: not at all; 3 to 10: barriers that are wrong by themselves.
 __global__ void pass_kernel(const Arrays a) {
@@ -160,6 +188,14 @@ extern "C" const char* probe_round_tf32(const float* x, float* y, int count) {
 }
 extern "C" const char* probe_multiply_tf32(const float* x, float* y, int which) {
   return launch(multiply_tf32_kernel, 1, 32, 0, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_lane_product(const float* x, float* y, int channels, int form) {
+  const auto start = [&](auto type) {
+    using T = decltype(type);
+    return launch(lane_product_kernel<T>, 1, kProductThreads, product_block_bytes<T>(channels), nullptr,
+                  Arrays{x, y, channels});
+  };
+  return form == 0 ? start(float{}) : form == 1 ? start(Half{}) : form == 2 ? start(BFloat16{}) : start(Tf32{});
 }
 extern "C" const char* probe_pass(const float* x, float* y, int which, unsigned seed) {
   sim::state.seed = seed;

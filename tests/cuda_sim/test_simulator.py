@@ -19,7 +19,7 @@ HALVES = (torch.float16, torch.bfloat16)
 def probes(host_compiler: None) -> ctypes.CDLL:
     library = ctypes.CDLL(str(simulator.build(simulator.HERE / "probes.cpp", "-O1")))
     plain = ("reverse", "multiply", "load_and_multiply", "gelu", "round")
-    for name in (*plain, "round_tf32", "multiply_tf32", "pass", "count"):
+    for name in (*plain, "round_tf32", "multiply_tf32", "lane_product", "pass", "count"):
         getattr(library, f"probe_{name}").restype = ctypes.c_char_p
     return library
 
@@ -151,6 +151,19 @@ def test_products_in_tf32_need_rounded_numbers(probes: ctypes.CDLL) -> None:
         assert probes.probe_multiply_tf32(pointer(memory), pointer(y), which) is None
         errors.append((y - expected).abs().max().item())
     assert errors[0] < 2e-5 and min(errors[1:3]) > 5e-4 and errors[3] > 0.1
+
+
+@pytest.mark.parametrize("channels", (32, 58, 64, 7, 100))
+@pytest.mark.parametrize("form", range(4), ids=("float32", "float16", "bfloat16", "tf32"))
+def test_products_of_what_lanes_hold(probes: ctypes.CDLL, form: int, channels: int) -> None:
+    """In TF32 of numbers that rounding hardly changes, and cutting off by a unit."""
+    torch.manual_seed(channels)
+    dtype = (torch.float32, torch.float16, torch.bfloat16, torch.float16)[form]
+    x, w = (torch.randn(rows, channels).to(dtype).float() * (1 - 2**-20 if form == 3 else 1) for rows in (16, 32))
+    memory, y = torch.cat((x.flatten(), w.flatten())), torch.full((16, 32), torch.nan)
+    assert probes.probe_lane_product(pointer(memory), pointer(y), channels, form) is None
+    bound = (2**-18 if form == 3 else 2**-20) * (x.abs().double() @ w.abs().double().T)
+    assert ((y - x.double() @ w.double().T).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
