@@ -84,7 +84,7 @@ def define(name: str, schema: str, tf32: bool = False) -> None:
 
 
 def define_fusion(name: str, schema: str) -> None:
-    """Define `fastsr::_cuda_<name>` of a fusion that knows TF32, and put `fastsr::<name>` under the CUDA key.
+    """Define `fastsr::_cuda_<name>` of a fusion, or of packed weights, and put `fastsr::<name>` under the CUDA key.
 
     There is no other backend to choose, but GELU and TF32 are as they are set when the operator runs.
     """

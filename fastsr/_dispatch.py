@@ -49,12 +49,6 @@ FIRST_ON_GPU: dict[str, tuple[str, str]] = {
     "bsconv": ("cuda", "not measured"),
 }
 FIRST_BY_DEFAULT = ("triton", "not measured")
-# Beside it for float32 where TF32 is allowed: Triton's products are then of TF32, those of these operators' CUDA C++
-# kernels FMAs, whose 64 and more per element take longer than its bytes.
-FIRST_IN_TF32: dict[str, tuple[str, str]] = {
-    "alk_conv": ("triton", "not measured"),
-    "alk_stage": ("triton", "not measured"),
-}
 
 CanRun = Callable[[Tensor], "str | None"]
 
@@ -152,15 +146,7 @@ def first_on_gpu(op: str, x: Tensor) -> tuple[str, str]:
         measured = _gpu_order.measured(op, x, in_tf32(x))
         if measured is not None:
             return measured
-    if op in FIRST_IN_TF32 and in_tf32(x):
-        return FIRST_IN_TF32[op]
     return FIRST_ON_GPU.get(op, FIRST_BY_DEFAULT)
-
-
-def left_to_triton(op: str, x: Tensor) -> bool:
-    """Whether TF32 leads fusions with `op` from CUDA C++ to Triton, as it leads `op` itself."""
-    tf32 = _forced == "auto" and op in FIRST_IN_TF32 and in_tf32(x)
-    return tf32 and first_on_gpu(op, x)[0] == "triton" and can_run(op, "triton", x) is None
 
 
 def candidates(op: str, x: Tensor) -> tuple[str, ...]:

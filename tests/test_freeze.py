@@ -328,10 +328,10 @@ def test_packed_operators_refuse_what_does_not_fit(cpu_kernels: None) -> None:
     call = torch.ops.fastsr
     for bad in (stage, esa, plain[:-1], plain[16:], plain.double(), plain[None], torch.zeros_like(plain), plain[:3]):
         with pytest.raises(RuntimeError, match="alk_conv_packed: packed"):
-            call.alk_conv_packed(x, bad, 8, 1e-6, 0)
+            call.alk_conv_packed(x, bad, 8, 5, 1e-6, 0)
     for bad in (plain, esa, stage[:-16]):
         with pytest.raises(RuntimeError, match="alk_stage_packed: packed"):
-            call.alk_stage_packed(x, bad, 4, 1e-6)
+            call.alk_stage_packed(x, bad, 4, 5, 1e-6)
     dense = ops.pack_conv3x3_gelu(torch.rand(12, 8, 3, 3), torch.rand(12))
     assert dense is not None
     for bad in (plain, esa, dense[:-1], dense[:40]):
@@ -346,13 +346,15 @@ def test_packed_operators_refuse_what_does_not_fit(cpu_kernels: None) -> None:
         with pytest.raises(RuntimeError, match="esa_packed: packed"):
             call.esa_packed(wide, bad, 1)
     with pytest.raises(RuntimeError, match="packed are weights for 8 channels, and x has 20"):
-        call.alk_conv_packed(wide, plain, 8, 1e-6, 0)
+        call.alk_conv_packed(wide, plain, 8, 5, 1e-6, 0)
+    with pytest.raises(RuntimeError, match="packed are weights of 5 taps; pass ones of 7"):
+        call.alk_conv_packed(x, plain, 8, 7, 1e-6, 0)
     with pytest.raises(RuntimeError, match="pass at least 13x13"):
         call.esa_packed(wide[..., :12], esa, 1)
     damaged = plain.clone()
     damaged[3] = torch.nan
     with pytest.raises(RuntimeError, match="alk_conv_packed: packed"):
-        call.alk_conv_packed(x, damaged, 8, 1e-6, 0)
+        call.alk_conv_packed(x, damaged, 8, 5, 1e-6, 0)
 
 
 @pytest.mark.parametrize("channels", [(3, 16), (16, 20)], ids=["direct", "winograd"])
@@ -384,8 +386,8 @@ def test_opcheck(cpu_kernels: None) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         x = x.contiguous(memory_format=layout)
         for op, arguments in (
-            (torch.ops.fastsr.alk_conv_packed, (x, ops.pack_alk_conv(conv.weights()), 8, 1e-6, 1)),
-            (torch.ops.fastsr.alk_stage_packed, (x, ops.pack_alk_conv(conv.weights(), *d), 3, 1e-6)),
+            (torch.ops.fastsr.alk_conv_packed, (x, ops.pack_alk_conv(conv.weights()), 8, 5, 1e-6, 1)),
+            (torch.ops.fastsr.alk_stage_packed, (x, ops.pack_alk_conv(conv.weights(), *d), 3, 5, 1e-6)),
             (torch.ops.fastsr.esa_packed, (x, ops.pack_esa(esa_weights(c=8)), 1)),
             (torch.ops.fastsr.conv3x3_gelu_packed, (x, dense, 8, x, 1)),
         ):

@@ -124,16 +124,6 @@ def test_what_was_not_measured_keeps_its_order(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("table")
-@pytest.mark.parametrize("first", ["cuda", "triton"])
-def test_a_fusion_in_tf32_follows_what_was_measured(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {"operator": "alk_stage", "precision": "tf32", "training": False, "pixels": 9, "first": first}
-    monkeypatch.setitem(_gpu_order.TABLES, "sm_90", _gpu_order.parse({"origin": "a run", "entries": [entry]}))
-    monkeypatch.setitem(_dispatch._kernels["alk_stage"], "triton", lambda x: None)
-    x = torch.empty(1, 4, 3, 3, device="meta")
-    assert _dispatch.left_to_triton("alk_stage", x) == (first == "triton")
-
-
-@pytest.mark.usefixtures("table")
 def test_torch_compile_folds_the_choice() -> None:
     @torch.compile(fullgraph=True, backend="eager", dynamic=True)
     def shifted(x: torch.Tensor) -> torch.Tensor:

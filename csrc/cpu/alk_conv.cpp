@@ -101,31 +101,34 @@ Tensor alk_conv_pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, con
   return packed.tensor();
 }
 
-AlkLayout layout_of(const char* op, const Tensor& x, const PackedWeights& packed) {
+AlkLayout layout_of(const char* op, const Tensor& x, const PackedWeights& packed, int64_t taps) {
   check_feature_map(op, x, "x");
   check_kernel_dtype(op, x);
   const AlkLayout layout{packed.fact(0), packed.fact(1), packed.fact(2), packed.fact(3), kernels().alk_conv.lanes};
   STD_TORCH_CHECK(layout.c == x.size(1), op, ": packed are weights for ", layout.c, " channels, and x has ", x.size(1));
   STD_TORCH_CHECK(layout.k > 0 && layout.d >= 0 && layout.taps % 2 == 1 && layout.taps <= AlkConvShape::kMaxTaps, op,
                   ": packed are no weights packed for this operator; pass what its _pack operator returned");
+  STD_TORCH_CHECK(layout.taps == taps, op, ": packed are weights of ", layout.taps, " taps; pass ones of ", taps);
   packed.check_size(op, layout.size());
   return layout;
 }
 
-Tensor alk_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels, double eps, int64_t activation) {
+Tensor alk_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels, int64_t taps, double eps,
+                       int64_t activation) {
   constexpr const char* kName = "alk_conv_packed";
   const PackedWeights weights(kName, PackedFor::kAlkConv, packed);
-  const AlkLayout layout = layout_of(kName, x, weights);
+  const AlkLayout layout = layout_of(kName, x, weights, taps);
   STD_TORCH_CHECK(layout.k == channels && layout.d == 0, kName, ": packed are weights for ", layout.k, " channels and ",
                   layout.d, " distilled ones; pass ones for ", channels, " and 0");
   check_activation(kName, activation);
   return conv(alk_shape(x, layout.k, 0, layout.taps, eps, activation, false), layout.at(weights.data()), x);
 }
 
-std::tuple<Tensor, Tensor> alk_stage_packed(const Tensor& x, const Tensor& packed, int64_t distilled, double eps) {
+std::tuple<Tensor, Tensor> alk_stage_packed(const Tensor& x, const Tensor& packed, int64_t distilled, int64_t taps,
+                                            double eps) {
   constexpr const char* kName = "alk_stage_packed";
   const PackedWeights weights(kName, PackedFor::kAlkConv, packed);
-  const AlkLayout layout = layout_of(kName, x, weights);
+  const AlkLayout layout = layout_of(kName, x, weights, taps);
   STD_TORCH_CHECK(layout.k == layout.c && layout.d == distilled, kName, ": packed are weights for ", layout.k,
                   " channels and ", layout.d, " distilled ones; pass ones for ", layout.c, " and ", distilled);
   return stage(alk_shape(x, layout.k, layout.d, layout.taps, eps, 1, true), layout.at(weights.data()), x);

@@ -16,7 +16,8 @@ namespace fastsr::cuda {
 // One call. dtypes are 0 float32, 1 float16, 2 bfloat16; d is 0 without a distilled map.
 struct AlkCall {
   int64_t dtype, parameter_dtype;
-  int64_t k, d, taps, activation, residual, accuracy;  // accuracy of GELU: 0 default, 1 exact, 2 fast
+  int64_t k, d, taps, activation, residual;
+  int64_t accuracy, tf32;  // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
   double eps;
   const void* parameters[11];  // d_weight, d_bias, then ALKConvWeights in order; contiguous
   TensorView x, y, distilled;  // y and distilled: outputs, or their gradients in the backward

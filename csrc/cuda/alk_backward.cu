@@ -3,19 +3,16 @@
 namespace fastsr::cuda {
 
 int64_t alk_backward_workspace(const AlkCall& call) {
-  if (call.dtype == kFloat32) return alk_scratch<float>(call, alk_pack_of<float>(call, true).at.end).end;
-  return alk_scratch<Half>(call, alk_pack_of<Half>(call, true).at.end).end;
+  const auto bytes = [&](auto type) {
+    using T = decltype(type);
+    return alk_scratch<T>(call, alk_pack_of<T>(call, true).at.end).end;
+  };
+  if (call.dtype != kFloat32) return bytes(Half{});
+  return call.tf32 ? bytes(Tf32{}) : bytes(float{});
 }
 
 cudaError_t alk_backward(const AlkCall& call, cudaStream_t stream) {
-  switch (call.dtype) {
-    case kFloat32:
-      return alk_backward_as<float>(call, stream);
-    case kFloat16:
-      return alk_backward_as<Half>(call, stream);
-    default:
-      return alk_backward_as<BFloat16>(call, stream);
-  }
+  return with_numbers(call.dtype, call.tf32, [&](auto type) { return alk_backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

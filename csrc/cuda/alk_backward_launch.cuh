@@ -113,9 +113,11 @@ cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
   forward.shape.d = 0;
   if (failed(start_alk_forward(forward, 1, stream))) return error;
 
-  AlkNormBackward<T> norm{};
+  using S = Stored<T>;
+  AlkNormBackward<S> norm{};
   norm.shape = s;
-  norm.v = v, norm.grad = map_of<T>(call.y), norm.x = map_of<T>(call.x), norm.gz = map_of<T>(call.dx);
+  norm.v = scratch_map<S>(workspace + at.v, s, s.k);
+  norm.grad = map_of<S>(call.y), norm.x = map_of<S>(call.x), norm.gz = map_of<S>(call.dx);
   norm.gamma = forward.vectors + 3 * blocks_of(s.k) * kBlock;
   norm.beta = norm.gamma + blocks_of(s.k) * kBlock;
   norm.partials = sums_at(at.norm_sums);
@@ -125,7 +127,7 @@ cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
   AlkBranchBackward<T> branch{};
   AlkTransposed<T> transposed{};
   branch.shape = transposed.shape = s;
-  branch.x = norm.x, branch.gv = v;
+  branch.x = forward.x, branch.gv = v;
   for (int i = 0; i < 3; ++i) branch.g[i] = transposed.g[i] = scratch_map<T>(workspace + at.g[i], s, s.k);
   branch.rows = forward.rows, branch.filters = forward.filters, branch.vectors = forward.vectors;
   branch.partials = sums_at(at.branch_sums);
@@ -151,7 +153,7 @@ cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
   }
   if (error != cudaSuccess) return error;
 
-  products.x = norm.x, products.dx = norm.gz;
+  products.x = forward.x, products.dx = map_of<T>(call.dx);
   products.distil = forward.distil, products.distil_bias = forward.distil_bias;
   products.back = reinterpret_cast<const unsigned char*>(packed.to + packed.at.back);
   products.residual = forward.residual;
@@ -165,7 +167,7 @@ cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
 
   WeightGradient<T> weight{};
   weight.shape = s;
-  weight.a = products.both, weight.b[0] = norm.x;
+  weight.a = products.both, weight.b[0] = forward.x;
   weight.maps = 1, weight.c = s.c;
   weight.partials = sums_at(at.product_sums);
   weight.parts = at.parts;

@@ -27,7 +27,7 @@ void check_limits(const char* op, int64_t k, int64_t accuracy) {
 }
 
 AlkCall call_of(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor* d_weight,
-                const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy) {
+                const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy, bool tf32) {
   check_alk_weights(op, x, w, kMaxTaps);
   if (d_weight) check_distil(op, x.size(1), w, *d_weight, *d_bias);
   check_activation(op, activation);
@@ -42,6 +42,7 @@ AlkCall call_of(const char* op, const Tensor& x, const AlkWeightTensors& w, cons
   call.activation = activation;
   call.residual = d_weight != nullptr;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   call.eps = eps;
   call.x = view_of<TensorView>(x);
   return call;
@@ -49,8 +50,8 @@ AlkCall call_of(const char* op, const Tensor& x, const AlkWeightTensors& w, cons
 
 // (distilled, y)
 std::tuple<Tensor, Tensor> forward(const char* op, const Tensor& x, const AlkWeightTensors& w, const Tensor* d_weight,
-                                   const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy) {
-  AlkCall call = call_of(op, x, w, d_weight, d_bias, eps, activation, accuracy);
+                                   const Tensor* d_bias, double eps, int64_t activation, int64_t accuracy, bool tf32) {
+  AlkCall call = call_of(op, x, w, d_weight, d_bias, eps, activation, accuracy, tf32);
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters = parameters_of(op, x, w, d_weight, d_bias);
   use(call, parameters);
@@ -93,7 +94,7 @@ Tensor alk_conv_pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, con
 
 // (distilled, y) with `d` distilled channels, y itself if 0.
 std::tuple<Tensor, Tensor> forward_packed(const char* op, const Tensor& x, const Tensor& packed, int64_t k, int64_t d,
-                                          int64_t taps, double eps, int64_t activation, int64_t accuracy) {
+                                          int64_t taps, double eps, int64_t activation, int64_t accuracy, bool tf32) {
   check_feature_map(op, x, "x");
   check_kernel_dtype(op, x);
   check_activation(op, activation);
@@ -110,6 +111,7 @@ std::tuple<Tensor, Tensor> forward_packed(const char* op, const Tensor& x, const
   call.activation = activation;
   call.residual = d > 0;
   call.accuracy = accuracy;
+  call.tf32 = tf32;
   call.eps = eps;
   call.x = view_of<TensorView>(x);
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&
@@ -127,16 +129,16 @@ std::tuple<Tensor, Tensor> forward_packed(const char* op, const Tensor& x, const
 }
 
 Tensor alk_conv_packed(const Tensor& x, const Tensor& packed, int64_t channels, int64_t taps, double eps,
-                       int64_t activation, int64_t accuracy) {
-  return std::get<1>(forward_packed("alk_conv_packed", x, packed, channels, 0, taps, eps, activation, accuracy));
+                       int64_t activation, int64_t accuracy, bool tf32) {
+  return std::get<1>(forward_packed("alk_conv_packed", x, packed, channels, 0, taps, eps, activation, accuracy, tf32));
 }
 
 std::tuple<Tensor, Tensor> alk_stage_packed(const Tensor& x, const Tensor& packed, int64_t distilled, int64_t taps,
-                                            double eps, int64_t accuracy) {
+                                            double eps, int64_t accuracy, bool tf32) {
   constexpr const char* kOp = "alk_stage_packed";
   STD_TORCH_CHECK(x.dim() == 4 && distilled > 0, kOp, ": x has ", x.dim(), " dimensions and ", distilled,
                   " channels are distilled; pass [N, C, H, W] and a positive number");
-  return forward_packed(kOp, x, packed, x.size(1), distilled, taps, eps, 1, accuracy);
+  return forward_packed(kOp, x, packed, x.size(1), distilled, taps, eps, 1, accuracy, tf32);
 }
 
 struct Gradients {
@@ -146,8 +148,8 @@ struct Gradients {
 
 Gradients backward(const char* op, const Tensor& grad, const Tensor* grad_distilled, const Tensor& x,
                    const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias, double eps,
-                   int64_t activation) {
-  AlkCall call = call_of(op, x, w, d_weight, d_bias, eps, activation, 0);
+                   int64_t activation, bool tf32) {
+  AlkCall call = call_of(op, x, w, d_weight, d_bias, eps, activation, 0, tf32);
   check_alk_gradient(op, grad, x, call.k, d_weight ? "grad_refined" : "grad");
   check_on_device(op, x, grad, "a gradient");
   if (grad_distilled) {
@@ -172,25 +174,25 @@ Gradients backward(const char* op, const Tensor& grad, const Tensor* grad_distil
 
 Tensor alk_conv(const Tensor& x, const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor& l2w,
                 const Tensor& l2b, const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb, double eps,
-                int64_t activation, int64_t accuracy) {
+                int64_t activation, int64_t accuracy, bool tf32) {
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
-  return std::get<1>(forward("alk_conv", x, w, nullptr, nullptr, eps, activation, accuracy));
+  return std::get<1>(forward("alk_conv", x, w, nullptr, nullptr, eps, activation, accuracy, tf32));
 }
 
 std::tuple<Tensor, Tensor> alk_stage(const Tensor& x, const Tensor& dw, const Tensor& db, const Tensor& pw,
                                      const Tensor& l1w, const Tensor& l1b, const Tensor& l2w, const Tensor& l2b,
                                      const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb, double eps,
-                                     int64_t accuracy) {
+                                     int64_t accuracy, bool tf32) {
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
-  return forward("alk_stage", x, w, &dw, &db, eps, 1, accuracy);
+  return forward("alk_stage", x, w, &dw, &db, eps, 1, accuracy, tf32);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> alk_conv_backward(
     const Tensor& grad, const Tensor& x, const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor& l2w,
     const Tensor& l2b, const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb, double eps,
-    int64_t activation, int64_t /*accuracy*/) {
+    int64_t activation, int64_t /*accuracy*/, bool tf32) {
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
-  const auto [dx, g] = backward("alk_conv", grad, nullptr, x, w, nullptr, nullptr, eps, activation);
+  const auto [dx, g] = backward("alk_conv", grad, nullptr, x, w, nullptr, nullptr, eps, activation, tf32);
   return {dx, g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
 }
 
@@ -198,9 +200,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 alk_stage_backward(const Tensor& grad_distilled, const Tensor& grad, const Tensor& x, const Tensor& dw,
                    const Tensor& db, const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor& l2w,
                    const Tensor& l2b, const Tensor& sw, const Tensor& sb, const Tensor& nw, const Tensor& nb,
-                   double eps, int64_t /*accuracy*/) {
+                   double eps, int64_t /*accuracy*/, bool tf32) {
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
-  const auto [dx, g] = backward("alk_stage", grad, &grad_distilled, x, w, &dw, &db, eps, 1);
+  const auto [dx, g] = backward("alk_stage", grad, &grad_distilled, x, w, &dw, &db, eps, 1, tf32);
   return {dx, g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10]};
 }
 

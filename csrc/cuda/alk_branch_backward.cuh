@@ -24,7 +24,7 @@ using BackwardPlane = Plane<T, S, sizeof(T) == 2 ? (S <= 32 ? 4 : 2) : (S <= 32 
 
 template <class P>
 constexpr int branch_backward_shared() {
-  return P::kBytes + P::kChannels * P::kResults * static_cast<int>(sizeof(typename P::T));
+  return P::kBytes + P::kChannels * (P::kResults + P::kSkew) * static_cast<int>(sizeof(typename P::T));
 }
 
 template <class T, int S>
@@ -54,32 +54,30 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
       for (int i = 0; i < P::kPerWarp; ++i) {
         const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
         if (channel >= a.shape.k) break;
-        T *plane = planes + in_pass * P::kSize, *gv_plane = gv_planes + in_pass * P::kResults;
+        T *plane = planes + P::first(in_pass), *gv_plane = gv_planes + P::first(in_pass, P::kResults);
         Filters<P> f;
         f.load(a.filters, channel);
-        float grad[3][2][4];  // [branch][half][result]
+        float gv[2][4], grad[3][2][4];  // [half][result], [branch][half][result]
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float gv[4];
+        for (int i = 0; i < 4; ++i) {
+          const float2 pair = pair_at(gv_plane + P::group(in_pass, 8 * i + g) + 2 * t);
+          gv[i / 2][i % 2 * 2] = pair.x, gv[i / 2][i % 2 * 2 + 1] = pair.y;
+        }
 #pragma unroll
-          for (int hi = 0; hi < 2; ++hi) {
-            const T* from = gv_plane + P::group(in_pass, 16 * half + g + 8 * hi) + 2 * t;
-            const float2 pair = pair_at(from);
-            gv[2 * hi] = pair.x, gv[2 * hi + 1] = pair.y;
-          }
+        for (int branch = 0; branch < 3; ++branch) {
+          const float bias = a.vectors[branch * padded_k + channel];
 #pragma unroll
-          for (int branch = 0; branch < 3; ++branch) {
-            const float bias = a.vectors[branch * padded_k + channel];
+          for (int half = 0; half < 2; ++half) {
             float sum[4] = {bias, bias, bias, bias};
             if (branch == 0) convolve_down<P>(plane, f, half, sum);
             if (branch == 1) convolve_across<P>(plane, f, half, sum);
             if (branch == 2) convolve_small<P>(plane, f, half, sum);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) grad[branch][half][j] = gv[j] * gelu_derivative(sum[j]);
-            __syncwarp();  // one branch at a time: more would not fit the registers
+            for (int j = 0; j < 4; ++j) grad[branch][half][j] = gv[half][j] * gelu_derivative(sum[j]);
+            __syncwarp();  // one at a time: more would not fit the registers
           }
         }
-        add_filter_gradients<P>(plane, grad, a.shape.taps, partials + channel * columns);
+        add_filter_gradients<P>(plane, grad, gv_plane, a.shape.taps, partials + channel * columns);
         __syncwarp();  // all lanes have read the planes
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

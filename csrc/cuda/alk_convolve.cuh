@@ -1,5 +1,6 @@
-// The three depthwise convolutions of a plane of u. In 16 bits a convolution is a product with a Toeplitz matrix of the
-// filter: 1xk is data x Toeplitz, kx1 Toeplitz x data, 3x3 three data x Toeplitz on shifted rows. float32 takes FMA.
+// The three depthwise convolutions of a plane of u. On tensor cores a convolution is a product with a Toeplitz matrix
+// of the filter: 1xk is data x Toeplitz, kx1 Toeplitz x data, 3x3 three data x Toeplitz on shifted rows. float32 takes
+// FMA.
 #pragma once
 
 #include "alk_tile.cuh"
@@ -9,18 +10,30 @@ namespace fastsr::cuda {
 // One channel's filters as a lane needs them.
 template <class P>
 struct Filters {
-  uint32_t r[P::kTensorCores ? (P::kRegisters + 3) / 4 * 4 : 1];
+  using T = typename P::T;
+  uint32_t r[kTensorCores<T> ? (P::kRegisters + 3) / 4 * 4 : 1];
   const float* taps;
 
   __device__ __forceinline__ void load(const unsigned char* packed, int channel) {
     packed += static_cast<int64_t>(channel) * P::kFilterBytes;
     taps = reinterpret_cast<const float*>(packed);
-    if constexpr (P::kTensorCores) {
+    if constexpr (sizeof(T) == 2) {
 #pragma unroll
       for (int i = 0; i < (P::kRegisters + 3) / 4; ++i) {
         const uint4 q = reinterpret_cast<const uint4*>(packed)[i * 32 + threadIdx.x % 32];
         r[4 * i] = q.x, r[4 * i + 1] = q.y, r[4 * i + 2] = q.z, r[4 * i + 3] = q.w;
       }
+    } else if constexpr (kTensorCores<T>) {
+      const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+      const uint32_t* diagonal = reinterpret_cast<const uint32_t*>(packed) + kBeforeDiagonals - g;
+#pragma unroll
+      for (int i = 0; i < P::kOfAcross; ++i) {
+        r[i] = diagonal[i / 2 * 8 + 2 * t + i % 2];                                      // columns 2 t, 2 t + 1
+        r[P::kOfAcross + P::kOfSmall + i] = diagonal[P::S + i / 2 * 8 + t + i % 2 * 4];  // rows t, t + 4
+      }
+#pragma unroll
+      for (int i = 0; i < P::kOfSmall; ++i)
+        r[P::kOfAcross + i] = diagonal[2 * P::S + i / 4 * kSmallDiagonals + i % 4 / 2 * 8 + 2 * t + i % 2];
     }
   }
 };
@@ -28,22 +41,22 @@ struct Filters {
 // The three convolutions of one plane in columns [8 half, 8 half + 8) of the tile, each added to `sum`. Lane (g, t)
 // holds rows g, g, g + 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
 
-// 16 columns of a row and of the eighth below it times two registers of a Toeplitz matrix. Four adjacent pixels a lane:
-// the packed filters have their rows in this order.
+// 16 columns (8 in TF32) of a row and of the eighth below it times two registers of a Toeplitz matrix. Four (two)
+// adjacent pixels a lane: the packed filters have their rows in this order.
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void multiply_rows(const T* row, uint32_t b0, uint32_t b1, float (&sum)[4]) {
-  const int t = threadIdx.x % 4;
-  const uint2 a = *reinterpret_cast<const uint2*>(row + 4 * t);
-  const uint2 b = *reinterpret_cast<const uint2*>(row + 8 * P::kRow + 4 * t);
-  mma_k16<T>(sum, a.x, b.x, a.y, b.y, b0, b1);
+  const int first = threadIdx.x % 4 * 8 / static_cast<int>(sizeof(T));
+  const uint2 a = *reinterpret_cast<const uint2*>(row + first);
+  const uint2 b = *reinterpret_cast<const uint2*>(row + 8 * P::kRow + first);
+  mma<T>(sum, a.x, b.x, a.y, b.y, b0, b1);
 }
 
 // kx1: Toeplitz x data.
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_down(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  if constexpr (P::kTensorCores) {
-    const uint32_t* a = f.r + P::kAcross + 6;  // of rows g; those of rows g + 8 are the step before
+  const uint32_t* a = f.r + P::kOfAcross + P::kOfSmall;
+  if constexpr (sizeof(T) == 2) {  // a: of rows g; those of rows g + 8 are the step before
 #pragma unroll
     for (int j = 0; j < P::kDown; j += 4) {
       uint32_t b[4];
@@ -57,6 +70,16 @@ __device__ __forceinline__ void convolve_down(const T* plane, const Filters<P>& 
         else
           mma_k8<T>(sum, a[j + i], before, b[i]);
       }
+    }
+  } else if constexpr (kTensorCores<T>) {  // two words of rows g a step
+    const T* b = plane + t * P::kRow + P::kMargin + 8 * half + g;
+#pragma unroll
+    for (int j = 0; j < P::kDown; ++j, b += 8 * P::kRow) {
+      const uint32_t b0 = __float_as_uint(to_float(b[0])), b1 = __float_as_uint(to_float(b[4 * P::kRow]));
+      uint32_t of_step[4] = {};
+      if (j < P::kAcross) of_step[0] = a[2 * j], of_step[2] = a[2 * j + 1];
+      if (j > 0) of_step[1] = a[2 * j - 2], of_step[3] = a[2 * j - 1];
+      mma_tf32(sum, of_step[0], of_step[1], of_step[2], of_step[3], b0, b1);
     }
   } else {
     const float* from = plane + g * P::kRow + P::kMargin + 8 * half + 2 * t;
@@ -76,10 +99,12 @@ template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_across(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const T* corner = plane + P::kStart + (g + P::kMargin) * P::kRow + 8 * half;
-  if constexpr (P::kTensorCores) {
+  if constexpr (kTensorCores<T>) {
+    constexpr int kGroups = 4 / sizeof(T);  // of eight columns, in a product
 #pragma unroll
-    for (int i = 0; i + 1 < P::kAcross; i += 2) multiply_rows<P>(corner + 8 * i, f.r[i], f.r[i + 1], sum);
-    if constexpr (P::kAcross % 2 == 1) {
+    for (int i = 0; i + kGroups <= P::kAcross; i += kGroups)
+      multiply_rows<P>(corner + 8 * i, f.r[2 * i / kGroups], f.r[2 * i / kGroups + 1], sum);
+    if constexpr (P::kAcross % kGroups == 1) {
       const T* row = corner + 8 * (P::kAcross - 1) + 2 * t;
       mma_k8<T>(sum, *reinterpret_cast<const uint32_t*>(row), *reinterpret_cast<const uint32_t*>(row + 8 * P::kRow),
                 f.r[P::kAcross - 1]);
@@ -102,11 +127,12 @@ template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_small(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const T* corner = plane + P::kStart + (g + P::kMargin - 1) * P::kRow + 8 * half;
-  if constexpr (P::kTensorCores) {
+  if constexpr (kTensorCores<T>) {
+    constexpr int kOfRow = sizeof(T) / 2;  // products
+    const uint32_t* b = f.r + P::kOfAcross;
 #pragma unroll
-    for (int i = 0; i < 3; ++i)
-      multiply_rows<P>(corner + i * P::kRow + P::kSmallStart, f.r[P::kAcross + 2 * i], f.r[P::kAcross + 2 * i + 1],
-                       sum);
+    for (int i = 0; i < 3 * kOfRow; ++i)
+      multiply_rows<P>(corner + i / kOfRow * P::kRow + P::kSmallStart + i % kOfRow * 8, b[2 * i], b[2 * i + 1], sum);
   } else {
     const float* taps = f.taps + 2 * P::kWindow;
 #pragma unroll

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
     for (int i = 0; i < P::kPerWarp; ++i) {
       const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
       if (channel >= a.shape.k) break;
-      T* plane = planes + in_pass * P::kSize;
+      T* plane = planes + P::first(in_pass);
       Filters<P> f;
       f.load(a.filters, channel);
       const float b0 = a.vectors[channel], b1 = a.vectors[padded_k + channel], b2 = a.vectors[2 * padded_k + channel];
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
   // The warps' means and deviations meet behind the results in each warp's own planes.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float2* to = reinterpret_cast<float2*>(planes + (warp + i % P::kPerWarp * kWarps) * P::kSize + kPixels);
+    float2* to = reinterpret_cast<float2*>(planes + P::first(warp + i % P::kPerWarp * kWarps) + kPixels);
     to[i / P::kPerWarp * 32 + lane] = sums.result(i);
   }
   __syncthreads();
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
     float2 part[kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const T* from = planes + (w + i % P::kPerWarp * kWarps) * P::kSize + kPixels;
+      const T* from = planes + P::first(w + i % P::kPerWarp * kWarps) + kPixels;
       part[w] = reinterpret_cast<const float2*>(from)[i / P::kPerWarp * 32 + lane];
       mean = fmaf(part[w].x, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), mean);
     }

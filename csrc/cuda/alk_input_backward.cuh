@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
 #pragma unroll
     for (int branch = 0; branch < 3; ++branch) {
       const int above = branch == 0 ? P::kMargin : branch == 1 ? 0 : 1, rows = kTile + 2 * above;
+#pragma unroll 1
       for (int i = warp; i < rows * (P::S / 8) * blocks; i += kWarps) {
         const int block = i % blocks, column = i / blocks % (P::S / 8) * 8,
                   row = i / blocks / (P::S / 8) + P::kMargin - above;
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
         Eight<T> e = Eight<T>::zeros();
         if (y >= 0 && y < a.shape.h && x >= 0 && x < a.shape.w && c < left)
           e = a.g[branch].load(a.g[branch].at(n, y, x), pass * P::kChannels + c);
+        for_product<T>(e.word);
         write_pixels<P>(planes, P::kSize, block, e, [&](int) { return P::kStart + row * P::kRow + column; });
       }
       __syncthreads();
@@ -60,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
         f.load(a.filters, pass * P::kChannels + in_pass);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const T* plane = planes + in_pass * P::kSize;
+          const T* plane = planes + P::first(in_pass);
           if (branch == 0) convolve_down<P>(plane, f, half, du[i][half]);
           if (branch == 1) convolve_across<P>(plane, f, half, du[i][half]);
           if (branch == 2) convolve_small<P>(plane, f, half, du[i][half]);
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
     for (int i = 0; i < P::kPerWarp; ++i)  // also channels beyond the last: they are 0
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        put_results<P>(planes + (warp + kWarps * i) * P::kSize, warp + kWarps * i, half, du[i][half]);
+        put_results<P>(planes + P::first(warp + kWarps * i), warp + kWarps * i, half, du[i][half]);
     __syncthreads();
     for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
       const Eight<T> e = read_pixels<P>(planes, P::kSize, block, group);

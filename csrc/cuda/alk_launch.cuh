@@ -5,6 +5,7 @@
 #include "alk_forward.cuh"
 #include "alk_pack.cuh"
 #include "map_launch.cuh"
+#include "pixels_launch.cuh"
 
 namespace fastsr::cuda {
 
@@ -37,9 +38,10 @@ AlkPack<T> alk_pack_of(const AlkCall& call, bool backward) {
   AlkPack<T> a{};
   const AlkShape s = alk_shape(call);
   a.c = s.c, a.k = s.k, a.d = s.d, a.filter_taps = s.taps, a.side = alk_side(s.taps);
-  const int bits16 = sizeof(T) == 2, margin = a.side / 2 - 8, window = 2 * margin + 1,
-            padded_k = blocks_of(s.k) * kBlock;
-  const int64_t filter = bits16 ? ((a.side - 8) / 8 + 6 + a.side / 8 + 3) / 4 * 128 : (2 * window + 9 + 3) / 4 * 4;
+  const int margin = a.side / 2 - 8, window = 2 * margin + 1, padded_k = blocks_of(s.k) * kBlock;
+  const int64_t filter = sizeof(T) == 2    ? ((a.side - 8) / 8 + 6 + a.side / 8 + 3) / 4 * 128
+                         : kTensorCores<T> ? diagonals_of(a.side)
+                                           : (2 * window + 9 + 3) / 4 * 4;
   constexpr int64_t kWords = kBlock * kBlock / (4 / sizeof(T));  // of a block of products
   const int64_t k_blocks = (s.k + 63) / 64 * 2;                  // a pass is at most 64 channels
   AlkPacked& at = a.at;
@@ -55,6 +57,12 @@ AlkPack<T> alk_pack_of(const AlkCall& call, bool backward) {
   Parameter* parameters = &a.w.d_weight;
   for (int i = 0; i < 11; ++i) parameters[i] = {call.parameters[i], static_cast<int>(call.parameter_dtype)};
   return a;
+}
+
+// Of float32 a packed vector holds both: weights for FMA and, behind them, for TF32.
+template <class T>
+int64_t packed_begin(const AlkCall& call) {
+  return __is_same(T, Tf32) ? 4 * alk_pack_of<float>(call, false).at.end : 0;
 }
 
 template <class T>
@@ -107,14 +115,17 @@ cudaError_t start_alk_forward(const AlkForward<T>& a, int64_t accuracy, cudaStre
 
 // Compiled with the forward, and used by the backward.
 extern template cudaError_t start_alk_forward(const AlkForward<float>&, int64_t, cudaStream_t);
+extern template cudaError_t start_alk_forward(const AlkForward<Tf32>&, int64_t, cudaStream_t);
 extern template cudaError_t start_alk_forward(const AlkForward<Half>&, int64_t, cudaStream_t);
 extern template cudaError_t start_alk_forward(const AlkForward<BFloat16>&, int64_t, cudaStream_t);
 
 template <class T>
 cudaError_t alk_forward_as(const AlkCall& call, cudaStream_t stream) {
   AlkPack<T> packed = alk_pack_of<T>(call, false);
-  packed.to = static_cast<uint32_t*>(const_cast<void*>(call.packed));
-  if (!call.packed) {
+  if (call.packed) {
+    char* begin = static_cast<char*>(const_cast<void*>(call.packed)) + packed_begin<T>(call);
+    packed.to = reinterpret_cast<uint32_t*>(begin);
+  } else {
     const cudaError_t error = pack_alk(packed, call.workspace, stream);
     if (error != cudaSuccess) return error;
   }

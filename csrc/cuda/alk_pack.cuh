@@ -29,17 +29,21 @@ struct AlkPack {
 // As `product_word`, for the product that makes u, whose rows are the channels out.
 template <class T, class Weight>
 __device__ __forceinline__ uint32_t row_word(int64_t i, int inputs, Weight weight) {
-  if constexpr (sizeof(T) == 4) return product_word<T>(i, inputs, weight);
-  const int chunks = blocks_of(inputs);
-  const int word = i % 4, lane = i / 4 % 32, step = i / 128 % 2;
-  const int chunk = i / 256 % chunks, tile = static_cast<int>(i / 256 / chunks);
-  const int g = lane / 4, t = lane % 4;
-  const int output = 16 * tile + g + word % 2 * 8, input = kBlock * chunk + 8 * t + 4 * step + word / 2 * 2;
-  return as_word<T>(weight(output, input), weight(output, input + 1));
+  if constexpr (!kTensorCores<T>) {
+    return product_word<T>(i, inputs, weight);
+  } else {
+    constexpr int kChunk = 128 * kSteps<T>, kOfWord = 4 / static_cast<int>(sizeof(T));
+    const int chunks = blocks_of(inputs);
+    const int word = i % 4, lane = i / 4 % 32, step = i / 128 % kSteps<T>;
+    const int chunk = i / kChunk % chunks, tile = static_cast<int>(i / kChunk / chunks);
+    const int g = lane / 4, t = lane % 4;
+    const int output = 16 * tile + g + word % 2 * 8, input = kBlock * chunk + 8 * t + (2 * step + word / 2) * kOfWord;
+    return as_word<T>(weight(output, input), kOfWord == 2 ? weight(output, input + 1) : 0.f);
+  }
 }
 
-// Word `i` of the filters, reversed if asked for: per channel, registers of the lanes (`Plane::kRegisters`), or taps in
-// float32.
+// Word `i` of the filters, reversed if asked for: per channel, registers of the lanes (`Plane::kRegisters`), diagonals
+// in TF32, taps in float32.
 template <class T>
 __device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a, bool reversed) {
   const int margin = a.side / 2 - 8, window = 2 * margin + 1, shift = margin - a.filter_taps / 2;
@@ -52,7 +56,15 @@ __device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a, 
     if (tap < 0 || tap >= 3) return 0.f;
     return a.w.small_weight[channel * 9 + (reversed ? 8 - 3 * row - tap : 3 * row + tap)];
   };
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (kTensorCores<T> && sizeof(T) == 4) {
+    const int words = diagonals_of(a.side), diagonal = i % words, channel = static_cast<int>(i / words);
+    if (diagonal < a.side) return as_word<T>(large(a.w.lora2_weight, channel, diagonal - kBeforeDiagonals), 0.f);
+    if (diagonal < 2 * a.side)
+      return as_word<T>(large(a.w.lora1_weight, channel, diagonal - a.side - kBeforeDiagonals), 0.f);
+    const int in_small = diagonal - 2 * a.side, start = (margin - 1) / 4 * 4;
+    const int tap = in_small % kSmallDiagonals - kBeforeDiagonals + start - margin + 1;
+    return as_word<T>(small(channel, in_small / kSmallDiagonals, tap), 0.f);
+  } else if constexpr (sizeof(T) == 4) {
     const int words = (2 * window + 9 + 3) / 4 * 4, tap = i % words, channel = static_cast<int>(i / words);
     if (tap < window) return as_word<T>(large(a.w.lora1_weight, channel, tap), 0.f);
     if (tap < 2 * window) return as_word<T>(large(a.w.lora2_weight, channel, tap - window), 0.f);

@@ -1,6 +1,6 @@
 // Gradients of one channel's filters from a tile: dw[j] = sum_p g[p] u[p + j].
 //
-// In 16 bits by tensor cores: for the kx1, Q[r][r'] = sum_x g[r][x] u[r'][x] has the gradient of tap j on the diagonal
+// On tensor cores: for the kx1, Q[r][r'] = sum_x g[r][x] u[r'][x] has the gradient of tap j on the diagonal
 // r' - r = j; the 1xk contracts rows instead, and the 3x3 is three of those on shifted rows. A product costs a few
 // instructions; the sums of the diagonals cost more, but both a fraction of a multiply-add per tap and pixel.
 #pragma once
@@ -38,10 +38,97 @@ __device__ __forceinline__ float diagonal_sum(const float (&product)[Columns][4]
   return x[0] + __shfl_sync(0xffffffffu, x[1], (g + 1) % 8 * 4 + t);
 }
 
+// A branch's gradient of a channel as A of products with u.
+template <class P>
+struct GradientFragments {
+  using T = typename P::T;
+  // Groups of eight columns begin on 16 bytes, that is kStart columns before the plane's first.
+  static constexpr int kColumns = P::S / 8 + (P::kStart > 0);
+  uint32_t w[2][sizeof(T)];
+
+  // Its rows are A's, for products over columns: 16 columns are K, or two times eight.
+  __device__ __forceinline__ void take(const float (&grad)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (sizeof(T) == 2) {
+        w[i][0] = pack2<T>(grad[i][0], grad[i][1]), w[i][1] = pack2<T>(grad[i][2], grad[i][3]);
+      } else {
+        w[i][0] = to_tf32(grad[i][0]), w[i][1] = to_tf32(grad[i][2]);
+        w[i][2] = to_tf32(grad[i][1]), w[i][3] = to_tf32(grad[i][3]);
+      }
+    }
+  }
+  // Its columns are, for products over rows. TF32 knows no transposing of registers: by way of `beside`, 256
+  // numbers that the warp has read.
+  __device__ __forceinline__ void take_turned(const float (&grad)[2][4], T* beside) {
+    take(grad);
+    if constexpr (sizeof(T) == 2) {
+      const uint32_t a1 = transpose_matrix(w[1][0]);
+      w[0][0] = transpose_matrix(w[0][0]), w[1][0] = transpose_matrix(w[0][1]);
+      w[0][1] = a1, w[1][1] = transpose_matrix(w[1][1]);
+    } else {
+      const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        put_pair(beside + (i / 2 * 16 + i % 2 * 8 + g) * 8 + 2 * t, __uint_as_float(w[i / 2][i % 2]),
+                 __uint_as_float(w[i / 2][2 + i % 2]));
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        w[i / 4][i % 4] = __float_as_uint(to_float(beside[(i % 2 * 16 + i / 4 * 8 + i % 4 / 2 * 4 + t) * 8 + g]));
+    }
+  }
+  // Products with all rows of u in the tile's columns.
+  __device__ __forceinline__ void over_columns(const T* plane, float (&product)[P::kDown][4]) const {
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int j = 0; j < P::kDown; j += 2) {
+        uint32_t b[4];
+        const int row = min(8 * (j + lane / 16) + lane % 8, P::S - 1);
+        load_matrices(b, plane + P::kStart + row * P::kRow + P::kMargin + lane / 8 % 2 * 8);
+        mma_k16<T>(product[j], w[0][0], w[0][1], w[1][0], w[1][1], b[0], b[1]);
+        if (j + 1 < P::kDown) mma_k16<T>(product[j + 1], w[0][0], w[0][1], w[1][0], w[1][1], b[2], b[3]);
+      }
+    } else {
+      const T* from = plane + lane / 4 * P::kRow + P::kMargin + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 2 * P::kDown; ++i) {
+        const float2 b = pair_at(from + i / 2 * 8 * P::kRow + i % 2 * 8);
+        const uint32_t (&a)[4] = w[i % 2];
+        mma_tf32(product[i / 2], a[0], a[1], a[2], a[3], __float_as_uint(b.x), __float_as_uint(b.y));
+      }
+    }
+  }
+  // With all columns of u in the tile's rows, or in those `below` them.
+  __device__ __forceinline__ void over_rows(const T* plane, int below, float (&product)[kColumns][4]) const {
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int j = 0; j < kColumns; j += 2) {
+        uint32_t b[4];
+        const int row = P::kMargin + below + lane / 8 % 2 * 8 + lane % 8, column = min(j + lane / 16, kColumns - 1);
+        load_matrices_transposed(b, plane + row * P::kRow + 8 * column);
+        mma_k16<T>(product[j], w[0][0], w[0][1], w[1][0], w[1][1], b[0], b[1]);
+        if (j + 1 < kColumns) mma_k16<T>(product[j + 1], w[0][0], w[0][1], w[1][0], w[1][1], b[2], b[3]);
+      }
+    } else {
+      const T* from = plane + (P::kMargin + below + lane % 4) * P::kRow + lane / 4;
+#pragma unroll
+      for (int i = 0; i < 2 * kColumns; ++i) {
+        const T* b = from + i % 2 * 8 * P::kRow + i / 2 * 8;
+        const uint32_t (&a)[4] = w[i % 2];
+        mma_tf32(product[i / 2], a[0], a[1], a[2], a[3], __float_as_uint(to_float(b[0])),
+                 __float_as_uint(to_float(b[4 * P::kRow])));
+      }
+    }
+  }
+};
+
 // Adds to `to` [taps of kx1, of 1xk, 9 of 3x3, three biases]. `grad` is [branch][half][result], as
-// `convolve_*` gives results.
+// `convolve_*` gives results; `beside` room for 256 of them.
 template <class P, class T = typename P::T>
-__device__ __forceinline__ void add_filter_gradients(const T* plane, const float (&grad)[3][2][4], int taps,
+__device__ __forceinline__ void add_filter_gradients(const T* plane, const float (&grad)[3][2][4], T* beside, int taps,
                                                      float* to) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int shift = P::kMargin - taps / 2;
@@ -55,26 +142,13 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
     if (lane == branch) put(2 * taps + 9 + branch, sum);
   }
   __syncwarp();
-  if constexpr (P::kTensorCores) {
-    constexpr int kOctaves = (P::kWindow + 7) / 8;
-    uint32_t w[2][2];  // [half][row half] of a branch
-    const auto pack = [&](int branch) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        w[i / 2][i % 2] = pack2<T>(grad[branch][i / 2][i % 2 * 2], grad[branch][i / 2][i % 2 * 2 + 1]);
-    };
+  if constexpr (kTensorCores<T>) {
+    constexpr int kOctaves = (P::kWindow + 7) / 8, kColumns = GradientFragments<P>::kColumns;
+    GradientFragments<P> w;
     {
-      constexpr int kColumns = P::kDown;
-      float product[kColumns][4] = {};
-      pack(0);
-#pragma unroll
-      for (int j = 0; j < kColumns; j += 2) {
-        uint32_t b[4];
-        const int row = min(8 * (j + lane / 16) + lane % 8, P::S - 1);
-        load_matrices(b, plane + P::kStart + row * P::kRow + P::kMargin + lane / 8 % 2 * 8);
-        mma_k16<T>(product[j], w[0][0], w[0][1], w[1][0], w[1][1], b[0], b[1]);
-        if (j + 1 < kColumns) mma_k16<T>(product[j + 1], w[0][0], w[0][1], w[1][0], w[1][1], b[2], b[3]);
-      }
+      float product[P::kDown][4] = {};
+      w.take(grad[0]);
+      w.over_columns(plane, product);
 #pragma unroll
       for (int o = 0; o < kOctaves; ++o) {
         const int tap = 8 * o + ((2 * t - g) & 7) - shift;
@@ -83,25 +157,11 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
       }
       __syncwarp();  // one product at a time: several would not fit the registers
     }
-    // Products over rows: groups of eight columns begin on 16 bytes, that is kStart columns before the plane's first.
-    constexpr int kColumns = P::S / 8 + (P::kStart > 0);
-    const auto over_rows = [&](int below, float (&product)[kColumns][4]) {
-      const uint32_t a0 = transpose_matrix(w[0][0]), a1 = transpose_matrix(w[1][0]);
-      const uint32_t a2 = transpose_matrix(w[0][1]), a3 = transpose_matrix(w[1][1]);
-#pragma unroll
-      for (int j = 0; j < kColumns; j += 2) {
-        uint32_t b[4];
-        const int row = P::kMargin + below + lane / 8 % 2 * 8 + lane % 8, column = min(j + lane / 16, kColumns - 1);
-        load_matrices_transposed(b, plane + row * P::kRow + 8 * column);
-        mma_k16<T>(product[j], a0, a1, a2, a3, b[0], b[1]);
-        if (j + 1 < kColumns) mma_k16<T>(product[j + 1], a0, a1, a2, a3, b[2], b[3]);
-      }
-    };
     const int in_octave = (2 * t - g - P::kStart) & 7;
     {
       float product[kColumns][4] = {};
-      pack(1);
-      over_rows(0, product);
+      w.take_turned(grad[1], beside);
+      w.over_rows(plane, 0, product);
 #pragma unroll
       for (int o = 0; o < kOctaves; ++o) {
         const int tap = 8 * o + in_octave - shift;
@@ -110,11 +170,11 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
       }
       __syncwarp();
     }
-    pack(2);
+    w.take_turned(grad[2], beside);
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       float product[kColumns][4] = {};
-      over_rows(i - 1, product);
+      w.over_rows(plane, i - 1, product);
 #pragma unroll
       for (int o = (P::kMargin - 1) / 8; o <= (P::kMargin + 1) / 8; ++o) {
         const int tap = 8 * o + in_octave - P::kMargin + 1;

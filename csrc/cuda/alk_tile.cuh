@@ -24,49 +24,81 @@ struct AlkShape {
   }
 };
 
+// In TF32 a channel's filters are the diagonals of its Toeplitz matrices, taps between zeros: 1xk, kx1, each row of
+// 3x3. A lane's numbers begin 7 to 15 diagonals in (alk_convolve.cuh).
+constexpr int kSmallDiagonals = 24, kBeforeDiagonals = 7;
+__host__ __device__ constexpr int diagonals_of(int side) { return 2 * side + 3 * kSmallDiagonals; }
+
 // `PerWarp`: channels of a pass divided by warps.
 template <class Number, int Side, int PerWarp>
 struct Plane {
   using T = Number;
   static constexpr int S = Side;
-  static constexpr bool kTensorCores = sizeof(T) == 2;
   static constexpr int kMargin = S / 2 - 8, kWindow = 2 * kMargin + 1;
   // An odd multiple of 16 bytes: eight rows of a matrix fall into eight different groups of banks.
   static constexpr int kRow = S == 48 ? 56 : S == 24 ? 24 : 40;
   // Puts the tile's first column on 16 bytes, which the transposed matrix loads need.
-  static constexpr int kStart = kTensorCores && kMargin % 8 == 4 ? 4 : 0;
-  static constexpr int kSize = S * kRow + (kTensorCores ? 8 : 2);    // elements; the rest keeps planes off one bank
-  static constexpr int kResults = kPixels + (kTensorCores ? 8 : 2);  // the same for results alone
+  static constexpr int kStart = sizeof(T) == 2 && kMargin % 8 == 4 ? 4 : 0;
+  static constexpr int kSize = S * kRow + (kTensorCores<T> ? 8 : 2);    // elements; the rest keeps planes off one bank
+  static constexpr int kResults = kPixels + (kTensorCores<T> ? 8 : 2);  // the same for results alone
+  static constexpr int kSkew = __is_same(T, Tf32) ? 1 : 0;              // per plane, in steps of eight planes
   static constexpr int kPerWarp = PerWarp;
   static constexpr int kChannels = kWarps * kPerWarp;  // of one pass
-  static constexpr int kBytes = kChannels * kSize * static_cast<int>(sizeof(T));
-  // Registers of a channel's Toeplitz matrices: 1xk, 3 x (1x3), kx1 (alk_pack.cuh).
-  static constexpr int kAcross = (S - 8) / 8, kDown = S / 8, kRegisters = kAcross + 6 + kDown;
-  static constexpr int kFilterBytes = kTensorCores ? (kRegisters + 3) / 4 * 32 * 16 : (2 * kWindow + 9 + 3) / 4 * 16;
+  static constexpr int kBytes = kChannels * (kSize + kSkew) * static_cast<int>(sizeof(T));
+  // Groups of eight columns that eight results of the 1xk need, of eight rows for sixteen of the kx1, and registers of
+  // a channel's Toeplitz matrices: 1xk, 3 x (1x3), kx1 (alk_pack.cuh).
+  static constexpr int kAcross = (S - 8) / 8, kDown = S / 8;
+  static constexpr int kOfAcross = kAcross * sizeof(T) / 2, kOfSmall = 3 * sizeof(T);
+  static constexpr int kRegisters = kOfAcross + kOfSmall + (sizeof(T) == 2 ? kDown : kOfAcross);
+  static constexpr int kFilterBytes = sizeof(T) == 2       ? (kRegisters + 3) / 4 * 32 * 16
+                                      : __is_same(T, Tf32) ? 4 * diagonals_of(S)
+                                                           : (2 * kWindow + 9 + 3) / 4 * 16;
   static constexpr int kSmallStart = (kMargin - 1) / 4 * 4;  // first column of the 16 that the 3x3 looks at
 
+  // Where a channel's plane begins.
+  __device__ __forceinline__ static int first(int channel, int size = kSize) {
+    return channel * size + channel / 8 * 8 * kSkew;
+  }
   // Once a channel is done, its plane holds 256 results instead, [2 halves of a row][16 rows][8 pixels]; the order of
   // the groups of eight keeps the transposed loads of `read_pixels` on different banks.
   __device__ __forceinline__ static int group(int channel, int index) {
-    return (kTensorCores ? index ^ (channel / 8 % 4 * 2) : index) * 8;
+    return (sizeof(T) == 2 ? index ^ (channel / 8 % 4 * 2) : index) * 8;
   }
 };
 
-// u of the channels [pass * kChannels, ...) at the tile and its margin; outside the image it is 0.
+template <class T>
+__device__ __forceinline__ float2 pair_at(const T* from) {  // two adjacent numbers
+  if constexpr (sizeof(T) == 4)
+    return *reinterpret_cast<const float2*>(from);
+  else
+    return unpack2<T>(*reinterpret_cast<const uint32_t*>(from));
+}
+template <class T>
+__device__ __forceinline__ void put_pair(T* to, float low, float high) {
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<float2*>(to) = make_float2(low, high);
+  else
+    *reinterpret_cast<uint32_t*>(to) = pack2<T>(low, high);
+}
+
+// u of the channels [pass * kChannels, ...) at the tile and its margin, as products take it; outside the image it is 0.
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const AlkShape& s, int64_t n, int y0, int x0,
                                             int pass, const unsigned char* packed) {
   constexpr int S = P::S;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  if constexpr (P::kTensorCores) {
-    constexpr int kRows = P::kChannels / 16, kColumns = S / 8;
+  if constexpr (kTensorCores<T>) {
+    // Of the 16 channels of a product, a pass with eight keeps the half that is its own.
+    constexpr bool kHalf = P::kChannels < 16;
+    constexpr int kRows = kHalf ? 1 : P::kChannels / 16, kColumns = S / 8, kChunk = 32 * kSteps<T>;
     const int chunks = blocks_of(s.c);
 #pragma unroll 1
     for (int r = warp; r < S; r += kWarps) {
       const int y = y0 - P::kMargin + r;
       const bool inside = y >= 0 && y < s.h;
       float sum[kRows][kColumns][4] = {};
-      const uint4* w = reinterpret_cast<const uint4*>(packed) + static_cast<int64_t>(pass) * kRows * chunks * 64 + lane;
+      const uint4* w = reinterpret_cast<const uint4*>(packed) + lane;
+      w += static_cast<int64_t>(kHalf ? pass / 2 : pass) * kRows * chunks * kChunk;
       int64_t offset[kColumns];  // of the lane's pixels, negative outside the image
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
@@ -74,30 +106,35 @@ __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const A
         offset[j] = computed_here(x >= 0 && x < s.w ? in.at(n, y, x) : -1);
       }
 #pragma unroll 1
-      for (int c = 0; inside && c < s.c; c += kBlock, w += 64) {
+      for (int c = 0; inside && c < s.c; c += kBlock, w += kChunk) {
         Eight<T> b[kColumns];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           b[j] = Eight<T>::zeros();
           if (offset[j] >= 0) b[j] = in.load(offset[j], c + 8 * t);
+          for_product<T>(b[j].word);
         }
 #pragma unroll
         for (int m = 0; m < kRows; ++m) {
-          const uint4 a0 = w[m * chunks * 64], a1 = w[m * chunks * 64 + 32];
+          uint4 a[kSteps<T>];
 #pragma unroll
-          for (int j = 0; j < kColumns; ++j) {
-            mma_k16<T>(sum[m][j], a0.x, a0.y, a0.z, a0.w, b[j].word[0], b[j].word[1]);
-            mma_k16<T>(sum[m][j], a1.x, a1.y, a1.z, a1.w, b[j].word[2], b[j].word[3]);
-          }
+          for (int step = 0; step < kSteps<T>; ++step) a[step] = w[m * chunks * kChunk + 32 * step];
+#pragma unroll
+          for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+            for (int step = 0; step < kSteps<T>; ++step)
+              mma<T>(sum[m][j], a[step].x, a[step].y, a[step].z, a[step].w, b[j].word[2 * step],
+                     b[j].word[2 * step + 1]);
         }
       }
 #pragma unroll
       for (int m = 0; m < kRows; ++m)
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          T* to = planes + (16 * m + g) * P::kSize + P::kStart + r * P::kRow + 8 * j + 2 * t;
-          *reinterpret_cast<uint32_t*>(to) = pack2<T>(sum[m][j][0], sum[m][j][1]);
-          *reinterpret_cast<uint32_t*>(to + 8 * P::kSize) = pack2<T>(sum[m][j][2], sum[m][j][3]);
+          const float (&u)[4] = sum[m][j];
+          T* to = planes + P::first(16 * m + g) + P::kStart + r * P::kRow + 8 * j + 2 * t;
+          if (!kHalf || pass % 2 == 0) put_pair(to, rounded<T>(u[0]), rounded<T>(u[1]));
+          if (!kHalf || pass % 2 == 1) put_pair(to + (kHalf ? 0 : P::first(8)), rounded<T>(u[2]), rounded<T>(u[3]));
         }
     }
   } else {
@@ -146,26 +183,13 @@ __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const A
   }
 }
 
-template <class T>
-__device__ __forceinline__ float2 pair_at(const T* from) {  // two adjacent numbers
-  if constexpr (sizeof(T) == 4)
-    return *reinterpret_cast<const float2*>(from);
-  else
-    return unpack2<T>(*reinterpret_cast<const uint32_t*>(from));
-}
-
 // Writes a lane's four results of `convolve` into the channel's plane.
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void put_results(T* plane, int channel, int half, const float (&v)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
-  for (int hi = 0; hi < 2; ++hi) {
-    T* to = plane + P::group(channel, 16 * half + g + 8 * hi) + 2 * t;
-    if constexpr (P::kTensorCores)
-      *reinterpret_cast<uint32_t*>(to) = pack2<T>(v[2 * hi], v[2 * hi + 1]);
-    else
-      *reinterpret_cast<float2*>(to) = make_float2(v[2 * hi], v[2 * hi + 1]);
-  }
+  for (int hi = 0; hi < 2; ++hi)
+    put_pair(plane + P::group(channel, 16 * half + g + 8 * hi) + 2 * t, v[2 * hi], v[2 * hi + 1]);
 }
 
 // Reads them back by pixels, from planes of `size`: lane (g, t) gets pixel g of `group` and its channels [32 block + 8
@@ -174,17 +198,16 @@ template <class P, class T = typename P::T>
 __device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int block, int group) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   Eight<T> e;
-  if constexpr (P::kTensorCores) {
+  if constexpr (sizeof(T) == 2) {
     // Matrix m has as its rows the channels that become the lanes' m-th pairs.
     const int m = lane / 8, row = lane % 8;
     const int channel = min(kBlock * block + row / 2 * 8 + 2 * m + row % 2, P::kChannels - 1);
-    load_matrices_transposed(e.word, planes + channel * size + P::group(channel, group));
+    load_matrices_transposed(e.word, planes + P::first(channel, size) + P::group(channel, group));
   } else {
+    const int channel = min(kBlock * block + 8 * t, P::kChannels - 8);
+    const T* from = planes + P::first(channel, size) + P::group(channel, group) + g;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int channel = min(kBlock * block + 8 * t + i, P::kChannels - 1);
-      e.word[i] = __float_as_uint(planes[channel * size + P::group(channel, group) + g]);
-    }
+    for (int i = 0; i < 8; ++i) e.word[i] = __float_as_uint(to_float(from[i * size]));
   }
   return e;
 }
@@ -194,19 +217,20 @@ __device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int b
 template <class P, class At, class T = typename P::T>
 __device__ __forceinline__ void write_pixels(T* planes, int size, int block, const Eight<T>& e, At at) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  if constexpr (P::kTensorCores) {
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int channel = kBlock * block + g / 2 * 8 + 2 * m + g % 2;
       const uint32_t pair = transpose_matrix(e.word[m]);
-      if (channel < P::kChannels) *reinterpret_cast<uint32_t*>(planes + channel * size + at(channel) + 2 * t) = pair;
+      if (channel < P::kChannels)
+        *reinterpret_cast<uint32_t*>(planes + P::first(channel, size) + at(channel) + 2 * t) = pair;
     }
   } else {
+    const int channel = kBlock * block + 8 * t;
+    if (channel >= P::kChannels) return;
+    T* to = planes + P::first(channel, size) + at(channel) + g;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int channel = kBlock * block + 8 * t + i;
-      if (channel < P::kChannels) planes[channel * size + at(channel) + g] = __uint_as_float(e.word[i]);
-    }
+    for (int i = 0; i < 8; ++i) to[i * size] = from_float<T>(__uint_as_float(e.word[i]));
   }
 }
 

@@ -37,4 +37,14 @@ __device__ __forceinline__ void for_product(uint32_t (&word)[Words]) {
   }
 }
 
+// The same for one number that is computed.
+template <class T>
+__device__ __forceinline__ float rounded(float x) {
+  return __is_same(T, Tf32) ? __uint_as_float(to_tf32(x)) : x;
+}
+
+// What kernels without products take in place of T.
+template <class T>
+using Stored = std::conditional_t<__is_same(T, Tf32), float, T>;
+
 }  // namespace fastsr::cuda

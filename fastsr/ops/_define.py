@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, current_backend, left_to_triton, register, select
+from fastsr._dispatch import can_run, current_backend, register, select
 from fastsr._export import exporting
 from fastsr._native import LIB
 from fastsr.errors import InputError
@@ -105,10 +105,9 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
 def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
     """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
 
-    Where no backend is forced that goes before what is tried first for the operators themselves, but not before Triton
-    for operators that FMAs bind and TF32 frees (`FIRST_IN_TF32`).
+    Where no backend is forced that goes before what is tried first for the operators themselves.
     """
-    return _fuses_on("cuda", op, x, *others) and not left_to_triton(op, x)
+    return _fuses_on("cuda", op, x, *others)
 
 
 def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu, reference
+from fastsr import _cuda, reference
 from fastsr._dispatch import current_backend, instead_of_cuda, reference_because, select
-from fastsr._native import LIB
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
@@ -120,7 +119,7 @@ _call, _call_backward = define(
 )
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
-register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
 _cuda.limit("alk_conv", lambda *args: fits_cuda(*args[-11:-9]))  # the first weights, in both directions
 
 
@@ -132,22 +131,19 @@ def _fake_stage_packed(x: Tensor, packed: Tensor, distilled: int, *rest: Any) ->
     return empty_map(x, distilled), empty_map(x, x.shape[1])
 
 
+# CUDA C++ cannot read from `packed` for how many taps it was made: that would wait for the GPU.
+_PACKED = {
+    "alk_conv_packed": "(Tensor x, Tensor packed, int channels, int taps, float eps, int activation) -> Tensor",
+    "alk_stage_packed": "(Tensor x, Tensor packed, int distilled, int taps, float eps) -> (Tensor, Tensor)",
+}
 define_packed(
     "alk_conv",
     f"({WEIGHTS_SCHEMA}, Tensor? d_weight, Tensor? d_bias) -> Tensor",
-    {
-        "alk_conv_packed": "(Tensor x, Tensor packed, int channels, float eps, int activation) -> Tensor",
-        "alk_stage_packed": "(Tensor x, Tensor packed, int distilled, float eps) -> (Tensor, Tensor)",
-    },
+    _PACKED,
     {"alk_conv_packed": _fake_packed, "alk_stage_packed": _fake_stage_packed},
 )
-# CUDA C++ cannot read from `packed` for how many taps it was made: that would wait for the GPU.
-_cuda.define(
-    "alk_conv_packed", "(Tensor x, Tensor packed, int channels, int taps, float eps, int activation) -> Tensor"
-)
-_cuda.define("alk_stage_packed", "(Tensor x, Tensor packed, int distilled, int taps, float eps) -> (Tensor, Tensor)")
-torch.library.register_fake("fastsr::_cuda_alk_conv_packed", _fake_packed, lib=LIB)
-torch.library.register_fake("fastsr::_cuda_alk_stage_packed", _fake_stage_packed, lib=LIB)
+for _name, _schema in _PACKED.items():
+    _cuda.define_fusion(_name, _schema)
 
 
 def pack_alk_conv(
@@ -197,12 +193,10 @@ def alk_conv(
     """
     _checks.feature_map("alk_conv", x)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
-    if packed is not None and (backend := takes_packed("alk_conv", packed, x, *weights)):
-        channels, code = weights.pw_weight.shape[0], _checks.ACTIVATIONS.index(activation)
-        if backend == "cpu":
-            return torch.ops.fastsr.alk_conv_packed(x, packed, channels, eps, code)
-        taps = weights.lora1_weight.shape[2]
-        return torch.ops.fastsr._cuda_alk_conv_packed(x, packed, channels, taps, eps, code, _gelu.code())
+    if takes_packed("alk_conv", packed, x, *weights):
+        channels, taps = weights.pw_weight.shape[0], weights.lora1_weight.shape[2]
+        code = _checks.ACTIVATIONS.index(activation)
+        return torch.ops.fastsr.alk_conv_packed(x, packed, channels, taps, eps, code)
     check_weights("alk_conv", x, weights)
     if runs_on_reference("alk_conv", x, weights):
         return reference.alk_conv(x, weights, eps=eps, activation=activation)

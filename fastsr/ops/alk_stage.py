@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu, reference
+from fastsr import _cuda, reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
@@ -51,7 +51,7 @@ _call, _call_backward = define(
 )
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
-register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES)
+register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
 _cuda.limit("alk_stage", lambda *args: fits_cuda(*args[-10:-8]))  # the first of the convolution's, in both directions
 
 
@@ -81,11 +81,9 @@ def alk_stage(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_stage", x)
-    if packed is not None and (backend := takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights)):
+    if takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
         distilled, taps = d_weight.shape[0], weights.lora1_weight.shape[2]
-        if backend == "cpu":
-            return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, eps)
-        return torch.ops.fastsr._cuda_alk_stage_packed(x, packed, distilled, taps, eps, _gelu.code())
+        return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, taps, eps)
     check_weights("alk_stage", x, weights)
     if weights.pw_weight.shape[0] != x.shape[1]:
         raise InputError(

@@ -7,8 +7,8 @@ using namespace fastsr::cuda;
 
 int main(int count, char**) {
   constexpr int64_t n = 1, c = 20, d = 12, h = 9, w = 18, taps = 9;
-  for (const int64_t dtype : {kFloat32, kFloat16}) {
-    const int64_t bytes = dtype == kFloat32 ? 4 : 2;
+  for (const int kind : {0, 1, 2}) {  // float32, the same in TF32, float16
+    const int64_t dtype = kind < 2 ? kFloat32 : kFloat16, bytes = kind < 2 ? 4 : 2;
     std::vector<void*> allocated;
     const auto memory = [&](int64_t elements) {
       void* m = std::malloc(elements * bytes);
@@ -22,6 +22,7 @@ int main(int count, char**) {
     };
     AlkCall call{};
     call.dtype = call.parameter_dtype = dtype;
+    call.tf32 = kind == 1;
     call.k = c, call.d = d, call.taps = taps, call.activation = 1, call.residual = 1, call.eps = 1e-6;
     const int64_t sizes[11] = {d * c, d, c * c, c * taps, c, c * taps, c, c * 9, c, c, c};
     for (int i = 0; i < 11; ++i) call.parameters[i] = memory(sizes[i]), call.gradients[i] = memory(sizes[i]);

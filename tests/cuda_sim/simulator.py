@@ -67,7 +67,8 @@ class AlkCall(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype")),
-        *((name, ctypes.c_int64) for name in ("k", "d", "taps", "activation", "residual", "accuracy")),
+        *((name, ctypes.c_int64) for name in ("k", "d", "taps", "activation", "residual")),
+        *((name, ctypes.c_int64) for name in ("accuracy", "tf32")),
         ("eps", ctypes.c_double),
         ("parameters", ctypes.c_void_p * 11),
         *((name, View) for name in ("x", "y", "distilled", "dx")),
@@ -118,7 +119,7 @@ class Simulator(Library):
         call = AlkCall(dtype=DTYPES.index(x.dtype), parameter_dtype=DTYPES.index(pw.dtype), k=pw.shape[0], eps=eps)
         call.d = 0 if parameters[0] is None else parameters[0].shape[0]
         call.taps, call.activation, call.residual = lora1.shape[2], activation, int(parameters[0] is not None)
-        call.accuracy = _gelu.code()
+        call.accuracy, call.tf32 = _gelu.code(), int(tf32)
         call.parameters = (ctypes.c_void_p * 11)(*(None if p is None else p.data_ptr() for p in parameters))
         call.x = View.of(x)
         return call
@@ -138,7 +139,7 @@ class Simulator(Library):
         self, x: Tensor, packed: Tensor, k: int, d: int, taps: int, eps: float, activation: int
     ) -> tuple[Tensor, Tensor]:
         """(distilled, y), from what `pack` returned."""
-        call = AlkCall(DTYPES.index(x.dtype), 0, k, d, taps, activation, int(d > 0), _gelu.code(), eps)
+        call = AlkCall(DTYPES.index(x.dtype), 0, k, d, taps, activation, int(d > 0), _gelu.code(), int(tf32), eps)
         call.x, call.packed = View.of(x), packed.data_ptr()
         return self._forward(x, call)
 
@@ -202,15 +203,13 @@ def operators(simulator: Simulator) -> dict[str, Callable[..., Any]]:
         *weights, d_weight, d_bias = (None if p is None else p.contiguous() for p in given)
         return simulator.pack([d_weight, d_bias, *weights])
 
-    def _cuda_alk_conv_packed(x: Tensor, packed: Tensor, k: int, taps: int, eps: float, code: int, _: int) -> Tensor:
+    def alk_conv_packed(x: Tensor, packed: Tensor, k: int, taps: int, eps: float, code: int) -> Tensor:
         return simulator.forward_packed(x, packed, k, 0, taps, eps, code)[1]
 
-    def _cuda_alk_stage_packed(
-        x: Tensor, packed: Tensor, d: int, taps: int, eps: float, _: int
-    ) -> tuple[Tensor, Tensor]:
+    def alk_stage_packed(x: Tensor, packed: Tensor, d: int, taps: int, eps: float) -> tuple[Tensor, Tensor]:
         return simulator.forward_packed(x, packed, x.shape[1], d, taps, eps, 1)
 
-    packing = (alk_conv_pack, _cuda_alk_conv_packed, _cuda_alk_stage_packed)
+    packing = (alk_conv_pack, alk_conv_packed, alk_stage_packed)
     return {f.__name__: f for f in (alk_conv, alk_stage, alk_conv_backward, alk_stage_backward, *packing)}
 
 

@@ -20,7 +20,7 @@ BEND = {"none": 0.0, "gelu": 0.8, "leaky_relu": 0.0}  # of its derivative, away 
 def convolve(x: Tensor, *weights: Tensor) -> Tensor:
     """One convolution after the other, of as many pixels out as in; depthwise where a filter has one channel."""
     for w in weights:
-        x = conv2d(x, w, padding=w.shape[2] // 2, groups=x.shape[1] // w.shape[1])
+        x = conv2d(x, w, padding=(w.shape[2] // 2, w.shape[3] // 2), groups=x.shape[1] // w.shape[1])
     return x
 
 

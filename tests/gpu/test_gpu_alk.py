@@ -58,6 +58,14 @@ def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype
 
 
 @by_case
+@pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
+def test_twice_rule_in_tf32(case: Callable[..., Case], size: tuple[int, int, int], backend: str) -> None:
+    """Of the outputs. Gradients have a bound (tests/cuda_sim/test_cuda_tf32_alk.py): PyTorch's depthwise are exact."""
+    with float32_precision("tf32"):
+        assert_twice_rule(*case(size, FLOAT), backend, gradients=False)
+
+
+@by_case
 def test_cuda_and_triton_agree(case: Callable[..., Case]) -> None:
     """To a few roundings of float16 at the results' scale."""
     for name in ("cuda", "triton"):
