@@ -28,12 +28,14 @@ void check_limits(const char* op, const AlkCondenseCall& call) {
 }
 
 // Sizes and parameters from the weights.
-AlkCondenseCall call_of(const char* op, int64_t c, const AlkWeightTensors& w, const Rest& rest, int64_t accuracy) {
+AlkCondenseCall call_of(const char* op, int64_t c, const AlkWeightTensors& w, const Rest& rest, int64_t accuracy,
+                        bool tf32) {
   check_alk_weights(op, c, w, kMostCondensedTaps);
   AlkCondenseCall call{};
   call.alk.k = w.pw_weight.size(0);
   call.alk.taps = w.lora1_weight.size(2);
   call.alk.accuracy = accuracy;
+  call.alk.tf32 = tf32;
   STD_TORCH_CHECK(rest.c5_weight.dim() == 4 && rest.conv1_weight.dim() == 4, op, ": c5_weight has ",
                   rest.c5_weight.dim(), " and conv1_weight ", rest.conv1_weight.dim(), " dimensions; pass 4");
   call.outputs = rest.c5_weight.size(0), call.inner = rest.conv1_weight.size(0);
@@ -88,12 +90,12 @@ std::tuple<Tensor, Tensor> condense(const Tensor& x, const Maps& maps, const Ten
                                     const Tensor& l1b, const Tensor& l2w, const Tensor& l2b, const Tensor& sw,
                                     const Tensor& sb, const Tensor& nw, const Tensor& nb, const Tensor& c5_weight,
                                     const Tensor& c5_bias, const Tensor& conv1_weight, const Tensor& conv1_bias,
-                                    double eps, int64_t accuracy) {
+                                    double eps, int64_t accuracy, bool tf32) {
   constexpr const char* kOp = "alk_condense";
   check_image(kOp, x);
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
   const Rest rest{c5_weight, c5_bias, conv1_weight, conv1_bias};
-  AlkCondenseCall call = call_of(kOp, x.size(1), w, rest, accuracy);
+  AlkCondenseCall call = call_of(kOp, x.size(1), w, rest, accuracy, tf32);
   const DeviceGuard guard(x.get_device_index());
   const Parameters parameters = parameters_of(kOp, x, w, rest);
   use(call, parameters);
@@ -109,7 +111,7 @@ Tensor pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor
   const Rest rest{c5_weight, c5_bias, conv1_weight, conv1_bias};
   STD_TORCH_CHECK(pw.dim() == 4, kOp, ": pw_weight has ", pw.dim(), " dimensions; pass [K, C, 1, 1]");
   check_kernel_dtype(kOp, pw);
-  AlkCondenseCall call = call_of(kOp, pw.size(1), w, rest, 0);
+  AlkCondenseCall call = call_of(kOp, pw.size(1), w, rest, 0, false);
   call.alk.dtype = dtype_code(pw.scalar_type());
   call.alk.x.size[1] = pw.size(1);
   const DeviceGuard guard(pw.get_device_index());
@@ -121,14 +123,15 @@ Tensor pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, const Tensor
 }
 
 std::tuple<Tensor, Tensor> condense_packed(const Tensor& x, const Maps& maps, const Tensor& packed, int64_t k,
-                                           int64_t taps, int64_t outputs, int64_t inner, double eps, int64_t accuracy) {
+                                           int64_t taps, int64_t outputs, int64_t inner, double eps, int64_t accuracy,
+                                           bool tf32) {
   constexpr const char* kOp = "alk_condense_packed";
   check_image(kOp, x);
   check_on_device(kOp, x, packed, "packed");
   STD_TORCH_CHECK(maps.size() == kDistilled && maps[0].dim() == 4, kOp, ": pass ", kDistilled, " maps [N, D, H, W]");
   AlkCondenseCall call{};
   call.alk.dtype = dtype_code(x.scalar_type());
-  call.alk.k = k, call.alk.taps = taps, call.alk.accuracy = accuracy;
+  call.alk.k = k, call.alk.taps = taps, call.alk.accuracy = accuracy, call.alk.tf32 = tf32;
   call.alk.x = view_of<TensorView>(x);
   call.d = maps[0].size(1), call.outputs = outputs, call.inner = inner;
   check_limits(kOp, call);

@@ -23,6 +23,17 @@ CondensePack<T> condense_pack_of(const AlkCondenseCall& call) {
 }
 
 template <class T>
+int64_t bytes_of(const AlkCondenseCall& call) {
+  return 4 * condense_pack_of<T>(call).at.end;
+}
+
+// Of float32 a packed vector holds both: weights for FMA and, behind them, for TF32.
+template <class T>
+int64_t packed_begin(const AlkCondenseCall& call) {
+  return __is_same(T, Tf32) ? bytes_of<float>(call) : 0;
+}
+
+template <class T>
 cudaError_t pack_as(const AlkCondenseCall& call, void* to, cudaStream_t stream) {
   CondensePack<T> a = condense_pack_of<T>(call);
   a.alk.to = static_cast<uint32_t*>(to);
@@ -43,7 +54,11 @@ cudaError_t condense_as(const AlkCondenseCall& call, cudaStream_t stream) {
     const cudaError_t error = pack_as<T>(call, call.workspace, stream);
     if (error != cudaSuccess) return error;
   }
-  pack.alk.to = static_cast<uint32_t*>(call.alk.packed ? const_cast<void*>(call.alk.packed) : call.workspace);
+  pack.alk.to = static_cast<uint32_t*>(call.workspace);
+  if (call.alk.packed) {
+    char* begin = static_cast<char*>(const_cast<void*>(call.alk.packed)) + packed_begin<T>(call);
+    pack.alk.to = reinterpret_cast<uint32_t*>(begin);
+  }
   const auto* bytes = reinterpret_cast<const unsigned char*>(pack.alk.to);
   AlkCondense<T> a{};
   a.alk = alk_forward_of<T>(call.alk, pack.alk);
@@ -62,19 +77,27 @@ cudaError_t condense_as(const AlkCondenseCall& call, cudaStream_t stream) {
 }  // namespace
 
 int64_t alk_condense_packed_bytes(const AlkCondenseCall& call) {
-  return 4 * (call.alk.dtype == kFloat32 ? condense_pack_of<float>(call).at.end : condense_pack_of<Half>(call).at.end);
+  return call.alk.dtype == kFloat32 ? packed_begin<Tf32>(call) + bytes_of<Tf32>(call) : bytes_of<Half>(call);
 }
 
 int64_t alk_condense_forward_workspace(const AlkCondenseCall& call) {
-  return call.alk.packed ? 0 : alk_condense_packed_bytes(call);
+  if (call.alk.packed) return 0;
+  if (call.alk.dtype != kFloat32) return bytes_of<Half>(call);
+  return call.alk.tf32 ? bytes_of<Tf32>(call) : bytes_of<float>(call);
 }
 
 cudaError_t alk_condense_pack(const AlkCondenseCall& call, void* to, cudaStream_t stream) {
-  return with_dtype(call.alk.dtype, [&](auto type) { return pack_as<decltype(type)>(call, to, stream); });
+  const auto pack = [&](auto type) {
+    using T = decltype(type);
+    return pack_as<T>(call, static_cast<char*>(to) + packed_begin<T>(call), stream);
+  };
+  const cudaError_t error = with_dtype(call.alk.dtype, pack);
+  return error == cudaSuccess && call.alk.dtype == kFloat32 ? pack(Tf32{}) : error;
 }
 
 cudaError_t alk_condense_forward(const AlkCondenseCall& call, cudaStream_t stream) {
-  return with_dtype(call.alk.dtype, [&](auto type) { return condense_as<decltype(type)>(call, stream); });
+  return with_numbers(call.alk.dtype, call.alk.tf32,
+                      [&](auto type) { return condense_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu
+from fastsr import _cuda
 from fastsr._native import LIB
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import empty_map, fuses_on_cuda
+from fastsr.ops._define import define_inference, empty_map, fuses_on_cuda
 from fastsr.ops.alk_conv import WEIGHTS_SCHEMA, alk_conv, check_weights
 from fastsr.ops.esa import empty_reduced
 from fastsr.ops.pointwise import pointwise
@@ -38,15 +38,16 @@ def _fake_packed(
 
 
 _WEIGHTS = f"{WEIGHTS_SCHEMA}, Tensor c5_weight, Tensor c5_bias, Tensor conv1_weight, Tensor conv1_bias"
-LIB.define(f"alk_condense_pack({_WEIGHTS}) -> Tensor")
-_cuda.define("alk_condense", f"(Tensor x, Tensor[] maps, {_WEIGHTS}, float eps) -> (Tensor, Tensor)")
-_cuda.define(
-    "alk_condense_packed",
+_SCHEMA = f"(Tensor x, Tensor[] maps, {_WEIGHTS}, float eps) -> (Tensor, Tensor)"
+_PACKED = (
     "(Tensor x, Tensor[] maps, Tensor packed, int channels, int taps, int outputs, int inner, float eps) "
-    "-> (Tensor, Tensor)",
+    "-> (Tensor, Tensor)"
 )
-torch.library.register_fake("fastsr::_cuda_alk_condense", _fake, lib=LIB)
-torch.library.register_fake("fastsr::_cuda_alk_condense_packed", _fake_packed, lib=LIB)
+LIB.define(f"alk_condense_pack({_WEIGHTS}) -> Tensor")
+define_inference("alk_condense", _SCHEMA, _fake)
+define_inference("alk_condense_packed", _PACKED, _fake_packed)
+_cuda.define_fusion("alk_condense", _SCHEMA)
+_cuda.define_fusion("alk_condense_packed", _PACKED)
 
 
 def _fits(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> bool:
@@ -125,12 +126,12 @@ def alk_condense(
     _checks.feature_map("alk_condense", maps[0], "a distilled map")
     _checks.weight("alk_condense", x, maps[0], "a distilled map", (x.shape[0], None, *x.shape[2:]))
     if packed is not None and packed.device == x.device and c5_weight.dtype == x.dtype:
-        run = torch.ops.fastsr._cuda_alk_condense_packed
-        return run(x, list(maps), packed, channels, taps, outputs, inner, eps, _gelu.code())
+        run = torch.ops.fastsr.alk_condense_packed
+        return run(x, list(maps), packed, channels, taps, outputs, inner, eps)
     check_weights("alk_condense", x, weights)
     width = DISTILLED * maps[0].shape[1] + channels
     _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, width, 1, 1))
     _checks.weight("alk_condense", x, c5_bias, "c5_bias", (outputs,))
     _checks.weight("alk_condense", x, conv1_weight, "conv1_weight", (None, outputs, 1, 1))
     _checks.weight("alk_condense", x, conv1_bias, "conv1_bias", (inner,))
-    return torch.ops.fastsr._cuda_alk_condense(x, list(maps), *weights, *rest, eps, _gelu.code())
+    return torch.ops.fastsr.alk_condense(x, list(maps), *weights, *rest, eps)

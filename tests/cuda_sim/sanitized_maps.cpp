@@ -112,12 +112,13 @@ void esa_cca(int64_t dtype, int64_t more_rows) {
   run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
 }
 
-void alk_condense(int64_t dtype, int64_t more_rows) {
+void alk_condense(int64_t dtype, int64_t more_rows, int64_t tf32) {
   constexpr int64_t c = 20, k = 12, d = 9, outputs = 20, inner = 12, taps = 9;
   constexpr int64_t sizes[9] = {k * c, k * taps, k, k * taps, k, k * 9, k, k, k};
   Memory m(dtype);
   AlkCondenseCall call{};
   call.alk.dtype = call.alk.parameter_dtype = dtype;
+  call.alk.tf32 = tf32;
   call.alk.k = k, call.alk.taps = taps, call.alk.activation = 1, call.alk.eps = 1e-6;
   for (int i = 0; i < 9; ++i) call.alk.parameters[2 + i] = m.elements(sizes[i]);
   call.alk.x = m.map(c, more_rows);
@@ -145,12 +146,13 @@ void pixel_norm(int64_t dtype, int64_t more_rows) {
 
 int main(int count, char**) {
   pointwise(kFloat32, count > 1, 1);
+  alk_condense(kFloat32, count > 1, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     pointwise(dtype, count > 1, 0);
     cca_norm(dtype, count > 1);
     esa(dtype, count > 1);
     esa_cca(dtype, count > 1);
-    alk_condense(dtype, count > 1);
+    alk_condense(dtype, count > 1, 0);
     pixel_norm(dtype, count > 1);
   }
   std::puts("clean");

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, POISON, AlkCall, Library, View, poisoned
 from torch import Tensor
@@ -34,7 +35,7 @@ def call_of(dtype: torch.dtype, parameters: Sequence[Tensor]) -> AlkCondenseCall
     pw, lora1, c5, conv1 = parameters[0], parameters[1], parameters[9], parameters[11]
     call = AlkCondenseCall(outputs=c5.shape[0], inner=conv1.shape[0], d=(c5.shape[1] - pw.shape[0]) // 3)
     call.alk.dtype, call.alk.parameter_dtype = DTYPES.index(dtype), DTYPES.index(pw.dtype)
-    call.alk.k, call.alk.taps, call.alk.accuracy = pw.shape[0], lora1.shape[2], _gelu.code()
+    call.alk.k, call.alk.taps = pw.shape[0], lora1.shape[2]
     call.alk.parameters = (ctypes.c_void_p * 11)(None, None, *(p.data_ptr() for p in parameters[:9]))
     call.parameters = (ctypes.c_void_p * 4)(*(p.data_ptr() for p in parameters[9:]))
     return call
@@ -42,6 +43,7 @@ def call_of(dtype: torch.dtype, parameters: Sequence[Tensor]) -> AlkCondenseCall
 
 def run(call: AlkCondenseCall, x: Tensor, maps: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
     call.alk.x, call.alk.eps, call.alk.activation = View.of(x), eps, 1
+    call.alk.accuracy, call.alk.tf32 = _gelu.code(), int(simulator.tf32)
     call.maps = (View * 3)(*(View.of(d) for d in maps))
     y = poisoned(empty_map(x, call.outputs))
     reduced = poisoned(empty_reduced(x, call.inner))
@@ -62,21 +64,21 @@ def alk_condense_pack(*parameters: Tensor) -> Tensor:
     return packed
 
 
-def _cuda_alk_condense(x: Tensor, maps: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-    *parameters, eps, _ = rest
+def alk_condense(x: Tensor, maps: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    *parameters, eps = rest
     parameters = [p.contiguous() for p in parameters]
     return run(call_of(x.dtype, parameters), x, maps, eps)
 
 
-def _cuda_alk_condense_packed(
-    x: Tensor, maps: list[Tensor], packed: Tensor, k: int, taps: int, outputs: int, inner: int, eps: float, _: int
+def alk_condense_packed(
+    x: Tensor, maps: list[Tensor], packed: Tensor, k: int, taps: int, outputs: int, inner: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     call = AlkCondenseCall(d=maps[0].shape[1], outputs=outputs, inner=inner)
-    call.alk.dtype, call.alk.k, call.alk.taps, call.alk.accuracy = DTYPES.index(x.dtype), k, taps, _gelu.code()
+    call.alk.dtype, call.alk.k, call.alk.taps = DTYPES.index(x.dtype), k, taps
     call.alk.packed = packed.data_ptr()
     return run(call, x, maps, eps)
 
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    return {f.__name__: f for f in (alk_condense_pack, _cuda_alk_condense, _cuda_alk_condense_packed)}
+    return {f.__name__: f for f in (alk_condense_pack, alk_condense, alk_condense_packed)}

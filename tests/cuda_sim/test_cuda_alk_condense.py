@@ -134,9 +134,9 @@ def test_wrong_arguments_are_named() -> None:
 def test_fakes_and_layouts(layout: str) -> None:
     x, *rest = on_device(inputs_of((1, 12, 5, 6), 6, 6, 12, 5, 3, layout=layout))
     checks = ("test_schema", "test_faketensor")
-    arguments = (x, rest[:3], *rest[3:], 1e-6, 0)
+    arguments = (x, rest[:3], *rest[3:], 1e-6)
     with fastsr.backend("cuda"):
-        torch.library.opcheck(torch.ops.fastsr._cuda_alk_condense.default, arguments, test_utils=checks)
+        torch.library.opcheck(torch.ops.fastsr.alk_condense.default, arguments, test_utils=checks)
         packed = torch.ops.fastsr.alk_condense_pack(*rest[3:])
-        arguments = (x, rest[:3], packed, 6, 3, 12, 5, 1e-6, 0)
-        torch.library.opcheck(torch.ops.fastsr._cuda_alk_condense_packed.default, arguments, test_utils=checks)
+        arguments = (x, rest[:3], packed, 6, 3, 12, 5, 1e-6)
+        torch.library.opcheck(torch.ops.fastsr.alk_condense_packed.default, arguments, test_utils=checks)
