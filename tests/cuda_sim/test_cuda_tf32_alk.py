@@ -10,8 +10,9 @@ import simulator
 import torch
 from test_cuda_alk import conv_inputs, stage_inputs
 from test_cuda_tf32 import DEVICE, tf32
-from tf32_alk_checks import About, alk_norm, applied, assert_twice_rule, convolutions_in_tf32, distilled
+from tf32_alk_checks import About, alk_norm, applied, distilled
 from tf32_checks import just_below
+from tf32_convolutions import assert_twice_rule, convolutions_in_tf32
 from torch import Tensor
 
 import fastsr
@@ -113,13 +114,6 @@ def test_errors_are_what_rounding_the_operands_allows(
 ) -> None:
     tensors = inputs_of(shape, k, activation, taps)
     check(tensors, cotangents(tensors, activation), activation)
-
-
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU; the simulator would take minutes")
-@pytest.mark.parametrize("shape", ((16, 64, 48, 48), (1, 64, 181, 317)), ids=("patches", "image"))
-def test_real_sizes(shape: Shape) -> None:
-    tensors = stage_inputs(shape, 32, 9)
-    check(tensors, cotangents(tensors, None), None)
 
 
 @pytest.mark.parametrize("layout", kc.LAYOUTS)

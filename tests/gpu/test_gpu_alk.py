@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, float32_precision, results, weight
+from tf32_convolutions import assert_twice_rule as assert_twice
+from tf32_convolutions import convolutions_in_tf32
 from torch import Tensor
 
 import fastsr
@@ -60,9 +62,13 @@ def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype
 @by_case
 @pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
 def test_twice_rule_in_tf32(case: Callable[..., Case], size: tuple[int, int, int], backend: str) -> None:
-    """Of the outputs. Gradients have a bound (tests/cuda_sim/test_cuda_tf32_alk.py): PyTorch's depthwise are exact."""
+    function, inputs = case(size, FLOAT)
+    inputs = [t.cuda() for t in inputs]
+    exact = results(function, [t.double() for t in inputs], "reference")
+    with convolutions_in_tf32():
+        plain = results(function, [t.double() for t in inputs], "reference")
     with float32_precision("tf32"):
-        assert_twice_rule(*case(size, FLOAT), backend, gradients=False)
+        assert_twice(results(function, inputs, backend), exact, plain)
 
 
 @by_case
