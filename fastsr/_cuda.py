@@ -89,7 +89,12 @@ def define_fusion(name: str, schema: str) -> None:
     There is no other backend to choose, but GELU and TF32 are as they are set when the operator runs.
     """
     define(name, schema, tf32=True)
-    LIB.impl(name, lambda *args: _run(name, args[0], args), "CUDA")
+    LIB.impl(name, lambda *args: _run(name, _first(args), args), "CUDA")
+
+
+def _first(args: Sequence[Any]) -> Any:
+    """The first tensor, by itself or of a list."""
+    return args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
 
 
 def _run(name: str, first: Tensor, args: tuple[Any, ...]) -> Any:
@@ -116,7 +121,7 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
     run_triton = _triton.operator(op, name)
 
     def run(*args: Any) -> Any:
-        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        first = _first(args)
         if not _announced:
             _announce(first)
         fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)

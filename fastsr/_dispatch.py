@@ -37,7 +37,15 @@ OPERATORS = (
     "upsample",
 )
 # Functions of fastsr.ops that are one operator in some backend and several of these elsewhere.
-FUSIONS = ("alk_condense", "blueprint_block", "bsconv_stage", "conv_mix_reduce", "esa_cca", "mixer_block")
+FUSIONS = (
+    "alk_condense",
+    "blueprint_block",
+    "bsconv_stage",
+    "conv_mix_reduce",
+    "esa_cca",
+    "mixer_block",
+    "pointwise_reduce",
+)
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 CHOICES = ("auto", *BACKENDS)
 

@@ -56,8 +56,10 @@ inline EsaCall esa_call_of(const char* op, const Tensor& x, const std::vector<Te
 // What another operator made of x on the way: conv1(x), channels last.
 inline void use_reduced(const char* op, EsaCall& call, const Tensor& x, const Tensor& reduced) {
   check_beside(op, x, reduced, reduced_channels(call.f), "reduced");
-  STD_TORCH_CHECK(is_nhwc(reduced) && reinterpret_cast<uintptr_t>(reduced.const_data_ptr()) % 16 == 0, op,
-                  ": reduced is not as an operator leaves it; pass what alk_condense or conv_mix_reduce returned");
+  STD_TORCH_CHECK(
+      is_nhwc(reduced) && reinterpret_cast<uintptr_t>(reduced.const_data_ptr()) % 16 == 0, op,
+      ": reduced is not as an operator leaves it; pass what alk_condense, conv_mix_reduce or pointwise_reduce "
+      "returned");
   call.reduced = view_of<TensorView>(reduced);
 }
 

@@ -26,20 +26,17 @@ struct ProductPack {
   uint32_t* to;  // per block of outputs: the inputs' weights, one after the other; then the biases
 };
 
+// Word `i` of all weights, or, behind them, of the biases.
 template <class T>
-__global__ void __launch_bounds__(kProductThreads) product_pack_kernel(const ProductPack a) {
-  int64_t i = static_cast<int64_t>(blockIdx.x) * kProductThreads + threadIdx.x;
-  if (i >= a.words + a.bias_words) return;
+__device__ __forceinline__ uint32_t product_pack_word(int64_t i, const ProductPack& a) {
   const int64_t block_words = a.words / (a.bias_words / kBlock);
   const int block = static_cast<int>(i < a.words ? i / block_words : (i - a.words) / kBlock);
   int o = 0;
   while (o + 1 < a.outputs && a.first_block[o + 1] <= block) ++o;
   const int first = (block - a.first_block[o]) * kBlock, channels = a.out_channels[o], first_out = a.first_out[o];
-  uint32_t* to = a.to + i;
   if (i >= a.words) {
     const int k = first + static_cast<int>((i - a.words) % kBlock);
-    *to = __float_as_uint(a.bias.data != nullptr && k < channels ? a.bias[first_out + k] : 0.f);
-    return;
+    return __float_as_uint(a.bias.data != nullptr && k < channels ? a.bias[first_out + k] : 0.f);
   }
   i %= block_words;
   int in = 0;
@@ -49,11 +46,17 @@ __global__ void __launch_bounds__(kProductThreads) product_pack_kernel(const Pro
     i -= words;
   }
   const int inputs = a.in_channels[in], first_in = a.first_in[in];
-  *to = product_word<T>(i, inputs, [&](int k, int c) {
+  return product_word<T>(i, inputs, [&](int k, int c) {
     return first + k < channels && c < inputs
                ? a.weight[(first_out + first + k) * a.out_stride + (first_in + c) * a.in_stride]
                : 0.f;
   });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads) product_pack_kernel(const ProductPack a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kProductThreads + threadIdx.x;
+  if (i < a.words + a.bias_words) a.to[i] = product_pack_word<T>(i, a);
 }
 
 template <class T>

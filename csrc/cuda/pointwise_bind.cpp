@@ -1,73 +1,16 @@
 // fastsr::_cuda_pointwise and its backward: checks, outputs, workspace, launch.
-#include <optional>
 #include <tuple>
 
-#include "parameters.h"
-#include "pointwise.h"
+#include "pointwise_checks.h"
 
 namespace fastsr::cuda {
 namespace {
 
 constexpr const char* kOp = "pointwise";
-using Maps = std::vector<Tensor>;
-
-void check_map(const Tensor& x, const Tensor& first, int64_t channels, const char* name) {
-  check_feature_map(kOp, x, name);
-  check_on_device(kOp, first, x, name);
-  STD_TORCH_CHECK(x.scalar_type() == first.scalar_type(), kOp, ": ", name, " and the first input differ in dtype");
-  STD_TORCH_CHECK(
-      x.size(0) == first.size(0) && x.size(1) == channels && x.size(2) == first.size(2) && x.size(3) == first.size(3),
-      kOp, ": ", name, " is [", x.size(0), ", ", x.size(1), ", ", x.size(2), ", ", x.size(3), "]; pass [",
-      first.size(0), ", ", channels, ", ", first.size(2), ", ", first.size(3), "]");
-}
-
-PointwiseCall call_of(const Maps& inputs, const Tensor& weight, const Tensor& bias,
-                      const std::optional<Tensor>& shortcut, int64_t activation, int64_t accuracy, bool tf32) {
-  const int64_t count = static_cast<int64_t>(inputs.size());
-  STD_TORCH_CHECK(count > 0 && count <= kMaxMaps, kOp, ": there are ", count, " inputs; pass 1 to ", kMaxMaps);
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, kOp, ": activation is ", activation, "; pass 0, 1 or 2");
-  STD_TORCH_CHECK(accuracy >= 0 && accuracy <= 2, kOp, ": accuracy is ", accuracy, "; pass 0, 1 or 2");
-  const Tensor& first = inputs[0];
-  check_feature_map(kOp, first, "an input");
-  check_kernel_dtype(kOp, first);
-  STD_TORCH_CHECK(first.size(2) * first.size(3) < INT32_MAX, kOp,
-                  ": an image has 2^31 pixels or more; cut it into tiles");
-  PointwiseCall call{};
-  int64_t channels = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    check_feature_map(kOp, inputs[i], "an input");
-    check_map(inputs[i], first, inputs[i].size(1), "an input");
-    call.x[i] = view_of<TensorView>(inputs[i]);
-    channels += inputs[i].size(1);
-  }
-  STD_TORCH_CHECK(weight.dim() == 4, kOp, ": weight has ", weight.dim(), " dimensions; pass [K, C, 1, 1]");
-  const int64_t k = weight.size(0);
-  STD_TORCH_CHECK(k > 0 && channels > 0, kOp, ": weight is [", k, ", ", channels, ", 1, 1]; pass channels");
-  check_weight(kOp, weight, {k, channels, 1, 1}, "weight");
-  check_weight(kOp, bias, {k}, "bias");
-  call.dtype = dtype_code(first.scalar_type());
-  call.inputs = count;
-  call.activation = activation;
-  call.accuracy = accuracy;
-  call.tf32 = tf32;
-  if (shortcut) {
-    check_map(*shortcut, first, k, "shortcut");
-    call.shortcut = view_of<TensorView>(*shortcut);
-  }
-  return call;
-}
-
-bool is_empty(const Tensor& x) { return x.size(0) * x.size(2) * x.size(3) == 0; }
-
-void use(PointwiseCall& call, const Parameters& parameters) {
-  call.parameter_dtype = parameters.dtype();
-  call.weight = parameters.data(0);
-  call.bias = parameters.data(1);
-}
 
 Tensor forward(const Maps& inputs, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& shortcut,
                int64_t activation, int64_t accuracy, bool tf32) {
-  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, accuracy, tf32);
+  PointwiseCall call = pointwise_call_of(kOp, inputs, weight, bias, shortcut, activation, accuracy, tf32);
   const Tensor& first = inputs[0];
   const DeviceGuard guard(first.get_device_index());
   const Parameters parameters(kOp, first, {&weight, &bias});
@@ -86,10 +29,10 @@ Tensor forward(const Maps& inputs, const Tensor& weight, const Tensor& bias, con
 std::tuple<Maps, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Maps& inputs, const Tensor& weight,
                                                   const Tensor& bias, const std::optional<Tensor>& shortcut,
                                                   int64_t activation, int64_t /*accuracy*/, bool tf32) {
-  PointwiseCall call = call_of(inputs, weight, bias, shortcut, activation, 0, tf32);
+  PointwiseCall call = pointwise_call_of(kOp, inputs, weight, bias, shortcut, activation, 0, tf32);
   const Tensor& first = inputs[0];
   const int64_t k = weight.size(0);
-  check_map(grad, first, k, "grad");
+  check_map(kOp, grad, first, k, "grad");
   const DeviceGuard guard(first.get_device_index());
   const Parameters parameters(kOp, first, {&weight, &bias});
   use(call, parameters);

@@ -14,10 +14,9 @@ inline int product_blocks(const int* out_channels, int outputs) {
   return 1;
 }
 
-// Fills in first_block and the sizes, once the channels are known.
+// Fills in first_block and the sizes, once the channels are known, for warps that make `step` blocks at once.
 template <class T>
-void lay_out(ProductPack& a) {
-  const int step = product_blocks(a.out_channels, a.outputs);
+void lay_out(ProductPack& a, int step) {
   a.first_block[0] = 0;
   for (int o = 0; o < a.outputs; ++o)
     a.first_block[o + 1] = a.first_block[o] + (blocks_of(a.out_channels[o]) + step - 1) / step * step;
@@ -48,11 +47,23 @@ ProductPack pack_of(const PointwiseCall& call, bool transposed) {
   a.out_stride = transposed ? 1 : c, a.in_stride = transposed ? c : 1;
   a.weight = {call.weight, static_cast<int>(call.parameter_dtype)};
   if (!transposed) a.bias = {call.bias, static_cast<int>(call.parameter_dtype)};
-  lay_out<T>(a);
+  lay_out<T>(a, product_blocks(a.out_channels, a.outputs));
   return a;
 }
 
-// Packs the weights and starts the product on maps that `a` holds already.
+// What a product on maps that `a` holds already takes beside them.
+template <class T>
+void use_packed(const ProductPack& pack, Products<T>& a, const TensorView& like) {
+  a.packed = reinterpret_cast<const unsigned char*>(pack.to);
+  a.bias = reinterpret_cast<const float*>(a.packed + 4 * pack.words);
+  a.block_bytes = 4 * pack.words / pack.first_block[pack.outputs];
+  a.inputs = pack.inputs, a.outputs = pack.outputs;
+  a.w = static_cast<unsigned>(like.size[3]);
+  a.pixels = static_cast<unsigned>(like.size[2] * like.size[3]);
+  a.tiles = product_tiles(a.pixels);
+}
+
+// Packs the weights and starts the product.
 template <class T, bool Gradient>
 cudaError_t start_product(ProductPack pack, void* packed, Products<T>& a, const TensorView& like, cudaStream_t stream) {
   pack.to = static_cast<uint32_t*>(packed);
@@ -60,13 +71,7 @@ cudaError_t start_product(ProductPack pack, void* packed, Products<T>& a, const 
   const cudaError_t error =
       launch(product_pack_kernel<T>, (words + kProductThreads - 1) / kProductThreads, kProductThreads, 0, stream, pack);
   if (error != cudaSuccess) return error;
-  a.packed = static_cast<const unsigned char*>(packed);
-  a.bias = reinterpret_cast<const float*>(a.packed + 4 * pack.words);
-  a.block_bytes = 4 * pack.words / pack.first_block[pack.outputs];
-  a.inputs = pack.inputs, a.outputs = pack.outputs;
-  a.w = static_cast<unsigned>(like.size[3]);
-  a.pixels = static_cast<unsigned>(like.size[2] * like.size[3]);
-  a.tiles = product_tiles(a.pixels);
+  use_packed(pack, a, like);
   const auto kernel = product_blocks(pack.out_channels, pack.outputs) == 1 ? product_kernel<T, 1, Gradient>
                                                                            : product_kernel<T, 2, Gradient>;
   return launch(kernel, like.size[0] * a.tiles, kProductThreads, 0, stream, a);

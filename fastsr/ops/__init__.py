@@ -16,6 +16,7 @@ from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.mixer_block import mixer_block
 from fastsr.ops.pixel_norm import pixel_norm
 from fastsr.ops.pointwise import may_free_early, pack_pointwise, pointwise
+from fastsr.ops.pointwise_reduce import pack_pointwise_reduce, pointwise_reduce
 from fastsr.ops.upsample import upsample
 from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
@@ -46,7 +47,9 @@ __all__ = [
     "pack_conv3x3_gelu",
     "pack_esa",
     "pack_pointwise",
+    "pack_pointwise_reduce",
     "pixel_norm",
     "pointwise",
+    "pointwise_reduce",
     "upsample",
 ]

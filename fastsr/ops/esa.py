@@ -170,7 +170,8 @@ def esa(
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
         packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
         overwrite: `x` is not needed any more, and may be returned with the result in it.
-        reduced: what `conv_mix_reduce` returned beside `x`; used where CUDA C++ runs without autograd.
+        reduced: what `conv_mix_reduce` or `pointwise_reduce` returned beside `x`; used where CUDA C++ runs without
+            autograd.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.

@@ -78,7 +78,7 @@ def esa_cca(
         shortcut: [N, C, H, W], the block's input.
         esa_weights, conv2_padding: as for `esa`.
         du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps: as for `cca_norm`.
-        reduced: what `alk_condense` returned beside `x`, or None: then it is computed here.
+        reduced: what `alk_condense` or `pointwise_reduce` returned beside `x`, or None: then it is computed here.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.

@@ -187,19 +187,8 @@ def pointwise(
         InputError: no input, a wrong rank, shape, dtype, device or activation.
         BackendError: a backend is forced that cannot run this.
     """
-    if not isinstance(inputs, (list, tuple)) or len(inputs) == 0:
-        kind = "tensor" if isinstance(inputs, Tensor) else type(inputs).__name__
-        got = "empty" if isinstance(inputs, (list, tuple)) else f"a {kind}"
-        raise InputError(f"pointwise: inputs is {got}; pass a sequence of at least one map")
+    check_inputs("pointwise", inputs)
     head = inputs[0]
-    for i, x in enumerate(inputs):
-        _checks.feature_map("pointwise", x, f"inputs[{i}]")
-        if x.shape[0] != head.shape[0] or x.shape[2:] != head.shape[2:]:
-            raise InputError(
-                f"pointwise: inputs[{i}] has shape {tuple(x.shape)} and inputs[0] {tuple(head.shape)}; "
-                "pass maps that differ only in channels"
-            )
-        _checks.weight("pointwise", head, x, f"inputs[{i}]", (None, None, None, None))
     channels, start = sum(x.shape[1] for x in inputs), first or 0
     mixed = any(x.dtype != head.dtype for x in inputs)  # under autocast, which leaves it to `cat` to unite them
     _checks.choice("pointwise", activation, "activation", _checks.ACTIVATIONS)
@@ -224,6 +213,23 @@ def pointwise(
     if backend == "cpu" and code and channels >= KEPT_FROM and records(*inputs, weight, bias, shortcut):
         return _call_kept(list(inputs), weight, bias, shortcut, code)[0]
     return _call(list(inputs), weight, bias, shortcut, code)
+
+
+def check_inputs(op: str, inputs: Sequence[Tensor]) -> None:
+    """There must be maps that differ only in channels."""
+    if not isinstance(inputs, (list, tuple)) or len(inputs) == 0:
+        kind = "tensor" if isinstance(inputs, Tensor) else type(inputs).__name__
+        got = "empty" if isinstance(inputs, (list, tuple)) else f"a {kind}"
+        raise InputError(f"{op}: inputs is {got}; pass a sequence of at least one map")
+    head = inputs[0]
+    for i, x in enumerate(inputs):
+        _checks.feature_map(op, x, f"inputs[{i}]")
+        if x.shape[0] != head.shape[0] or x.shape[2:] != head.shape[2:]:
+            raise InputError(
+                f"{op}: inputs[{i}] has shape {tuple(x.shape)} and inputs[0] {tuple(head.shape)}; "
+                "pass maps that differ only in channels"
+            )
+        _checks.weight(op, head, x, f"inputs[{i}]", (None, None, None, None))
 
 
 def _check_shortcut(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> None:

@@ -226,6 +226,7 @@ def kernels_on_cpu() -> Iterator[None]:
     import simulated_esa_cca
     import simulated_pixel_norm
     import simulated_pointwise
+    import simulated_pointwise_reduce
     import simulated_upsample
 
     simulated = operators(Simulator())
@@ -240,6 +241,7 @@ def kernels_on_cpu() -> Iterator[None]:
         simulated_esa_cca,
         simulated_pixel_norm,
         simulated_pointwise,
+        simulated_pointwise_reduce,
         simulated_upsample,
     )
     for module in modules:
