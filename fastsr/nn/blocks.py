@@ -20,7 +20,7 @@ from fastsr.nn.layers import (
     packed_weights,
 )
 from fastsr.ops._call import records
-from fastsr.reference import Activation, ALKConvWeights
+from fastsr.reference import Activation
 
 
 def _is_free(module: nn.Module) -> bool:
@@ -45,6 +45,12 @@ def _is_recorded(module: nn.Module) -> bool:
     return records(*module.parameters())
 
 
+def _reducing(block: _DistillationBlock | _LocalBlock) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parameters of the last 1x1 in front of the ESA, and of the 1x1 that it begins with."""
+    c5, conv1 = block.c5, block.esa.conv1
+    return c5.weight, conv_bias(c5), conv1.weight, conv_bias(conv1)
+
+
 class _DistillationBlock(nn.Module):
     """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3)."""
 
@@ -53,7 +59,7 @@ class _DistillationBlock(nn.Module):
     c3_r: ALKConv | BSConvU
     c4: ALKConv | BSConvU
     pixel_norm: PixelNorm | None
-    packed: Tensor | None = None  # of c4, c5 and the ESA's conv1, as in ALKConv
+    packed: Tensor | None = None  # of c5 and the ESA's conv1, and of c4 if that is an ALKConv; as there
 
     def __init__(self, num_feat: int, esa_channels: int, conv2_padding: int) -> None:
         super().__init__()
@@ -89,14 +95,13 @@ class _DistillationBlock(nn.Module):
 
     def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
-        if not fuses or not isinstance(self.c4, ALKConv) or not _is_free(self.c4):
-            last = self.c4(x, activation="gelu")
-            return fused_pointwise(self.c5, (*maps, last)), None
-        return ops.alk_condense(x, maps, *self._condensing(self.c4), eps=self.c4.norm.eps, packed=self.packed)
-
-    def _condensing(self, c4: ALKConv) -> tuple[ALKConvWeights, Tensor, Tensor, Tensor, Tensor]:
-        conv1 = self.esa.conv1
-        return c4.weights(), self.c5.weight, conv_bias(self.c5), conv1.weight, conv_bias(conv1)
+        c4, is_alk = self.c4, isinstance(self.c4, ALKConv)
+        if fuses and isinstance(c4, ALKConv) and _is_free(c4):
+            return ops.alk_condense(x, maps, c4.weights(), *_reducing(self), eps=c4.norm.eps, packed=self.packed)
+        maps = (*maps, c4(x, activation="gelu"))
+        if fuses:
+            return ops.pointwise_reduce(maps, *_reducing(self), packed=None if is_alk else self.packed)
+        return fused_pointwise(self.c5, maps), None
 
     def pack(self) -> None:
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""
@@ -104,7 +109,10 @@ class _DistillationBlock(nn.Module):
         for conv, distil in stages:
             conv.pack(distil)
         if isinstance(self.c4, ALKConv):
-            self.packed = ops.pack_alk_condense(*self._condensing(self.c4))
+            self.packed = ops.pack_alk_condense(self.c4.weights(), *_reducing(self))
+        else:
+            channels = [conv.out_channels for conv in (self.c1_d, self.c2_d, self.c3_d, self.c4.pw)]
+            self.packed = ops.pack_pointwise_reduce(*_reducing(self), channels)
         pack_pointwise(self.c5)
         self.esa.pack()
 
@@ -152,7 +160,32 @@ class ESDB(_DistillationBlock):
         ), None
 
 
-class RLFB(nn.Module):
+class _LocalBlock(nn.Module):
+    """What ends in a 1x1 and an ESA."""
+
+    c5: nn.Conv2d
+    esa: PlainESA
+    packed: Tensor | None = None  # of c5 and the ESA's conv1, as in ALKConv
+
+    def _fuses(self, op: str, x: Tensor) -> bool:
+        """Whether `op` and the ESA become fewer kernels: on a GPU, in inference, without hooks on the ESA."""
+        return ops.fuses_on_cuda(op, x) and _is_free(self.esa) and not _is_recorded(self)
+
+    def _end(self, x: Tensor) -> Tensor:
+        """esa(c5(x))"""
+        if self._fuses("pointwise", x):
+            y, reduced = ops.pointwise_reduce((x,), *_reducing(self), packed=self.packed)
+            return self.esa(y, reduced=reduced)
+        y = fused_pointwise(self.c5, (x,))
+        return self.esa(y, **_may_overwrite(self.esa))
+
+    def _pack_end(self) -> None:
+        self.packed = ops.pack_pointwise_reduce(*_reducing(self), [self.c5.in_channels])
+        pack_pointwise(self.c5)
+        self.esa.pack()
+
+
+class RLFB(_LocalBlock):
     """Residual local feature block (RLFN, section 3.2): three 3x3 + LeakyReLU, the input, 1x1, ESA."""
 
     def __init__(self, num_feat: int = 52, mid_channels: int | None = None, esa_channels: int = 16) -> None:
@@ -168,18 +201,16 @@ class RLFB(nn.Module):
         y = fused_conv3x3(self.c1_r, x, "leaky_relu")
         y = fused_conv3x3(self.c2_r, y, "leaky_relu")
         y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
-        y = fused_pointwise(self.c5, (y,))
-        return self.esa(y, **_may_overwrite(self.esa))
+        return self._end(y)
 
     def pack(self) -> None:
         """As in the distillation blocks."""
         for conv in (self.c1_r, self.c2_r, self.c3_r):
             pack_conv3x3(conv)
-        pack_pointwise(self.c5)
-        self.esa.pack()
+        self._pack_end()
 
 
-class MLRB(nn.Module):
+class MLRB(_LocalBlock):
     """Mixer-based local residual block (MLRN, section 3.1).
 
     Args:
@@ -211,8 +242,7 @@ class MLRB(nn.Module):
         if self.pwc is None:
             y = fused_conv3x3(self.c1_r, x, self.activation)
             y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
-            y = fused_pointwise(self.c5, (y,))
-            return self.esa(y, **_may_overwrite(self.esa))
+            return self._end(y)
         mix = (
             None if self.dwc is None else self.dwc.weight,
             None if self.dwc is None else conv_bias(self.dwc),
@@ -221,7 +251,7 @@ class MLRB(nn.Module):
             self.c5.weight,
             conv_bias(self.c5),
         )
-        if self._fuses(x):
+        if self._fuses("conv_mix", x):
             y = fused_conv3x3(self.c1_r, x, self.activation)
             y = fused_conv3x3(self.c2_r, y, self.activation)
             conv1 = self.esa.conv1
@@ -239,12 +269,11 @@ class MLRB(nn.Module):
         )
         return self.esa(y, **_may_overwrite(self.esa))
 
-    def _fuses(self, x: Tensor) -> bool:
-        """Whether the mixer and the ESA become fewer kernels: on a GPU, in inference, without hooks on the ESA."""
-        return ops.fuses_on_cuda("conv_mix", x) and _is_free(self.esa) and not _is_recorded(self)
-
     def pack(self) -> None:
         """As in the distillation blocks."""
         for conv in (self.c1_r, self.c2_r):
             pack_conv3x3(conv)
-        self.esa.pack()
+        if self.pwc is None:
+            self._pack_end()
+        else:
+            self.esa.pack()
