@@ -113,7 +113,8 @@ def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     x, w = torch.rand(1, 8, 16, 16), {k: torch.rand(8, *k) for k in ((8, 3, 3), (8, 1, 1), (1, 3, 3), ())}
     distil, separable = [torch.rand(4, 8, 1, 1), torch.rand(4)], [w[8, 1, 1], w[1, 3, 3], w[()]]
     fusing = [torch.rand(8, 20, 1, 1), torch.rand(8)]
-    condensing = [block.c4.weights(), *block.c5.parameters(), *block.esa.conv1.parameters()]
+    reducing = [*block.c5.parameters(), *block.esa.conv1.parameters()]
+    condensing = [block.c4.weights(), *reducing]
     dense, mix = [w[8, 3, 3], w[()]] * 2, [w[1, 3, 3], w[()], w[8, 1, 1], w[()], w[8, 1, 1], w[()]]
     return {
         "alk_conv": (ops.alk_conv, [x, block.c4.weights()]),
@@ -126,7 +127,9 @@ def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "mixer_block": (ops.mixer_block, [x, *dense, *mix]),
         "pack_bsconv": (ops.pack_bsconv, [*separable, *distil]),
         "pack_pointwise": (ops.pack_pointwise, [w[8, 1, 1], w[()]]),
+        "pack_pointwise_reduce": (ops.pack_pointwise_reduce, [*reducing, [4] * 4]),
         "pointwise": (ops.pointwise, [[x], w[8, 1, 1], w[()]]),
+        "pointwise_reduce": (ops.pointwise_reduce, [[x[:, :4]] * 4, *reducing]),
     }
 
 

@@ -75,8 +75,10 @@ def pack_pointwise_reduce(
     """
     op = "pack_pointwise_reduce"
     _checks.feature_map(op, weight, "weight")
-    if not isinstance(channels, (list, tuple)) or not all(isinstance(c, int) and c > 0 for c in channels):
-        raise InputError(f"{op}: channels is {channels!r}; pass the inputs' numbers of channels as a sequence")
+    is_sequence = isinstance(channels, (list, tuple))
+    if not is_sequence or not all(isinstance(c, int) and c > 0 for c in channels):
+        given = list(channels) if is_sequence else f"a {type(channels).__name__}"
+        raise InputError(f"{op}: channels is {given}; pass the inputs' numbers of channels as a sequence")
     _check_weights(op, weight, sum(channels), weight, bias, conv1_weight, conv1_bias)
     with torch.no_grad():
         if not _fits(len(channels), weight, conv1_weight) or not fuses_on_cuda("pointwise", weight):

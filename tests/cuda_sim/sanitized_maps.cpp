@@ -9,6 +9,7 @@
 #include "pixel_norm_forward.cu"
 #include "pointwise_backward.cu"
 #include "pointwise_forward.cu"
+#include "pointwise_reduce_forward.cu"
 
 using namespace fastsr::cuda;
 
@@ -57,6 +58,25 @@ void pointwise(int64_t dtype, int64_t more_rows, int64_t tf32) {
   call.y = m.map(k, more_rows), call.shortcut = m.map(k, more_rows);
   run(m, call, pointwise_forward_workspace(call), pointwise_forward);
   run(m, call, pointwise_backward_workspace(call), pointwise_backward);
+}
+
+void pointwise_reduce(int64_t dtype, int64_t more_rows, int64_t tf32) {
+  constexpr int64_t k = 40, inner = 12, channels[2] = {32, 20};
+  Memory m(dtype);
+  PointwiseReduceCall call{};
+  call.c5.tf32 = tf32;
+  call.c5.dtype = call.c5.parameter_dtype = dtype;
+  call.c5.inputs = 2;
+  call.c5.weight = m.elements(k * 52), call.c5.bias = m.elements(k);
+  for (int i = 0; i < 2; ++i) call.c5.x[i] = m.map(channels[i], more_rows);
+  call.c5.y = m.map(k, more_rows), call.reduced = m.map(16, more_rows);
+  call.inner = inner;
+  call.parameters[0] = m.elements(inner * k), call.parameters[1] = m.elements(inner);
+  run(m, call, pointwise_reduce_forward_workspace(call), pointwise_reduce_forward);
+  void* packed = m.bytes(pointwise_reduce_packed_bytes(call));
+  if (const char* error = pointwise_reduce_pack(call, packed, nullptr)) std::puts(error), std::exit(2);
+  call.packed = packed;
+  run(m, call, 0, pointwise_reduce_forward);
 }
 
 void cca_norm(int64_t dtype, int64_t more_rows) {
@@ -147,8 +167,10 @@ void pixel_norm(int64_t dtype, int64_t more_rows) {
 int main(int count, char**) {
   pointwise(kFloat32, count > 1, 1);
   alk_condense(kFloat32, count > 1, 1);
+  pointwise_reduce(kFloat32, count > 1, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     pointwise(dtype, count > 1, 0);
+    pointwise_reduce(dtype, count > 1, 0);
     cca_norm(dtype, count > 1);
     esa(dtype, count > 1);
     esa_cca(dtype, count > 1);

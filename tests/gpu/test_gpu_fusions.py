@@ -63,6 +63,22 @@ def conv_mix_reduce(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return run, [*maps, *weights(shapes, dtype)]
 
 
+def pointwise_reduce(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    """Packed for every call, and not packed."""
+    n, h, w = size
+    maps = [feature_map((n, 32, h, w), "nhwc", dtype, seed=seed) for seed in range(4)]
+    shapes = [(64, 128, 1, 1), (64,), (16, 64, 1, 1), (16,)]
+
+    def run(x1: Tensor, x2: Tensor, x3: Tensor, x4: Tensor, *p: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for packed in (None, ops.pack_pointwise_reduce(*p, [32] * 4)):
+            y, reduced = ops.pointwise_reduce((x1, x2, x3, x4), *p, packed=packed)
+            found += [y, F.conv2d(y, *p[2:]) if reduced is None else reduced]
+        return tuple(found)
+
+    return run, [*maps, *weights(shapes, dtype)]
+
+
 def reduced_esa(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     """esa that begins with conv1 of its map, given in the map's dtype."""
     n, h, w = size
@@ -75,7 +91,7 @@ def reduced_esa(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return run, [feature_map((n, 58, h, w), "nhwc", dtype), *weights(shapes, dtype)]
 
 
-cases = (esa_cca, alk_condense, conv_mix_reduce, reduced_esa)
+cases = (esa_cca, alk_condense, conv_mix_reduce, pointwise_reduce, reduced_esa)
 by_case = pytest.mark.parametrize("case", cases, ids=lambda case: case.__name__)
 
 
@@ -111,7 +127,7 @@ def test_graph_replays_on_changed_inputs(case: Callable[..., Case]) -> None:
     assert_graph_replays(*case(SIZES[1], HALF), "cuda")
 
 
-@pytest.mark.parametrize(("name", "most"), [("alkdnet", 64), ("mlrn", 35)])
+@pytest.mark.parametrize(("name", "most"), [("alkdnet", 64), ("mlrn", 35), ("rlfn", 41), ("bsrn", 71)])
 def test_launches_of_a_frozen_network(name: str, most: int) -> None:
     """As the simulator counts them, and two for the image's layout."""
     net = fastsr.freeze(fastsr.create_model(name, scale=2).cuda(), HALF)
