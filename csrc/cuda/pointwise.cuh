@@ -53,10 +53,20 @@ __device__ __forceinline__ uint32_t product_pack_word(int64_t i, const ProductPa
   });
 }
 
+struct ProductPacks {
+  ProductPack each[2];  // the second one may be empty
+};
+
+// Without a loop over both, for which they would be copied to the stack.
 template <class T>
-__global__ void __launch_bounds__(kProductThreads) product_pack_kernel(const ProductPack a) {
+__global__ void __launch_bounds__(kProductThreads) product_pack_kernel(const ProductPacks a) {
+  const ProductPack &first = a.each[0], &second = a.each[1];
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kProductThreads + threadIdx.x;
-  if (i < a.words + a.bias_words) a.to[i] = product_pack_word<T>(i, a);
+  const int64_t behind = i - first.words - first.bias_words;
+  if (behind < 0)
+    first.to[i] = product_pack_word<T>(i, first);
+  else if (behind < second.words + second.bias_words)
+    second.to[behind] = product_pack_word<T>(behind, second);
 }
 
 template <class T>

@@ -56,19 +56,21 @@ cudaError_t backward_as(const PointwiseCall& call, cudaStream_t stream) {
   const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
   const Scratch at = scratch_of<T>(call);
   char* workspace = static_cast<char*>(call.workspace);
+  ProductPacks packs{{pack_of<T>(call, true, workspace + at.transposed)}};
+  if (call.activation != kNone) packs.each[1] = pack_of<T>(call, false, workspace + at.packed);
+  if (failed(start_packs<T>(packs, stream))) return error;
   TensorView g = call.y;
   if (call.activation != kNone) {
     g = call.d_shortcut.data ? call.d_shortcut : scratch_like(call.y, workspace + at.g, call.y.size[1], sizeof(T));
     Products<T> a = products_of<T>(call);
     a.grad = map_of<T>(call.y);
     a.out[0] = map_of<T>(g);
-    if (failed(start_product<T, true>(pack_of<T>(call, false), workspace + at.packed, a, call.y, stream))) return error;
+    if (failed(start_product<T, true>(packs.each[1], a, call.y, stream))) return error;
   }
   Products<T> back{};
   back.in[0] = map_of<T>(g);
   for (int i = 0; i < call.inputs; ++i) back.out[i] = map_of<T>(call.dx[i]);
-  if (failed(start_product<T, false>(pack_of<T>(call, true), workspace + at.transposed, back, call.y, stream)))
-    return error;
+  if (failed(start_product<T, false>(packs.each[0], back, call.y, stream))) return error;
 
   WeightGradient<T, kMaxMaps> w = gradient_of<T>(call, g);
   w.partials = reinterpret_cast<float*>(workspace + at.sums);

@@ -5,9 +5,12 @@ namespace {
 
 template <class T>
 cudaError_t forward_as(const PointwiseCall& call, cudaStream_t stream) {
+  const ProductPack pack = pack_of<T>(call, false, call.workspace);
+  const cudaError_t error = start_packs<T>({{pack}}, stream);
+  if (error != cudaSuccess) return error;
   Products<T> a = products_of<T>(call);
   a.out[0] = map_of<T>(call.y);
-  return start_product<T, false>(pack_of<T>(call, false), call.workspace, a, call.y, stream);
+  return start_product<T, false>(pack, a, call.y, stream);
 }
 
 }  // namespace

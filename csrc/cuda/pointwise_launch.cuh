@@ -30,8 +30,9 @@ inline int64_t pack_bytes(const ProductPack& a) { return 4 * (a.words + a.bias_w
 
 // The weights of the convolution itself, or with `transposed` of the gradients of its inputs.
 template <class T>
-ProductPack pack_of(const PointwiseCall& call, bool transposed) {
+ProductPack pack_of(const PointwiseCall& call, bool transposed, void* to = nullptr) {
   ProductPack a{};
+  a.to = static_cast<uint32_t*>(to);
   const int k = static_cast<int>(call.y.size[1]);
   int64_t c = 0;
   int* several = transposed ? a.out_channels : a.in_channels;
@@ -51,6 +52,12 @@ ProductPack pack_of(const PointwiseCall& call, bool transposed) {
   return a;
 }
 
+template <class T>
+cudaError_t start_packs(const ProductPacks& a, cudaStream_t stream) {
+  const int64_t words = (pack_bytes(a.each[0]) + pack_bytes(a.each[1])) / 4;
+  return launch(product_pack_kernel<T>, (words + kProductThreads - 1) / kProductThreads, kProductThreads, 0, stream, a);
+}
+
 // What a product on maps that `a` holds already takes beside them.
 template <class T>
 void use_packed(const ProductPack& pack, Products<T>& a, const TensorView& like) {
@@ -63,14 +70,8 @@ void use_packed(const ProductPack& pack, Products<T>& a, const TensorView& like)
   a.tiles = product_tiles(a.pixels);
 }
 
-// Packs the weights and starts the product.
 template <class T, bool Gradient>
-cudaError_t start_product(ProductPack pack, void* packed, Products<T>& a, const TensorView& like, cudaStream_t stream) {
-  pack.to = static_cast<uint32_t*>(packed);
-  const int64_t words = pack.words + pack.bias_words;
-  const cudaError_t error =
-      launch(product_pack_kernel<T>, (words + kProductThreads - 1) / kProductThreads, kProductThreads, 0, stream, pack);
-  if (error != cudaSuccess) return error;
+cudaError_t start_product(const ProductPack& pack, Products<T>& a, const TensorView& like, cudaStream_t stream) {
   use_packed(pack, a, like);
   const auto kernel = product_blocks(pack.out_channels, pack.outputs) == 1 ? product_kernel<T, 1, Gradient>
                                                                            : product_kernel<T, 2, Gradient>;

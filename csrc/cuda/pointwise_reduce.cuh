@@ -12,20 +12,6 @@ namespace fastsr::cuda {
 
 constexpr int kReduceBlocks = 2;  // blocks of channels of y
 
-struct ReducePack {
-  ProductPack c5, conv1;  // one behind the other
-};
-
-template <class T>
-__global__ void __launch_bounds__(kProductThreads) pointwise_reduce_pack_kernel(const ReducePack a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kProductThreads + threadIdx.x;
-  const int64_t behind = i - a.c5.words - a.c5.bias_words;
-  if (behind < 0)
-    a.c5.to[i] = product_pack_word<T>(i, a.c5);
-  else if (behind < a.conv1.words + a.conv1.bias_words)
-    a.conv1.to[behind] = product_pack_word<T>(behind, a.conv1);
-}
-
 template <class T>
 struct PointwiseReduce {
   Products<T> c5;  // out[0] is y

@@ -50,9 +50,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, output[1], *parameters[:5])
     ctx.eps = inputs[_TENSORS]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
     gradients = _call_backward(grad, *saved, ctx.eps)
     norm: tuple[Tensor | None, ...] = gradients[5:] if saved[-1] is not None else (None, None)
