@@ -126,12 +126,11 @@ cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const 
                              float* dense, cudaStream_t stream) {
   const EsaShape s = esa_shape(call);
   const int64_t f = s.f, wide = s.wide, c = s.c, count = call.count;
-  PartialSums direct{}, of_dense{};
-  direct.parts = of_dense.parts = at.parts;
-  direct.dtype = static_cast<int>(call.parameter_dtype), of_dense.dtype = kFloat32;
-  int sums = 0, dense_sums = 0;
+  PartialSums all{};
+  all.parts = at.parts, all.dtype = static_cast<int>(call.parameter_dtype);
+  int sums = 0;
   const auto add = [&](int which, int64_t parameter, int64_t elements, int64_t width, int64_t pitch, int64_t begin) {
-    add_sum(direct, &sums,
+    add_sum(all, &sums,
             {rows + at.begin[which], call.gradients[parameter], elements, width, pitch, begin, at.row[which]});
   };
   add(0, 0, f * c, f * c, 0, 0);
@@ -142,19 +141,18 @@ cudaError_t finish_gradients(const EsaCall& call, const EsaPack<T>& pack, const 
   add(2, count - 1, c, c, 0, c * wide);
   EsaUnfold unfold{};
   unfold.sums = dense;
-  unfold.f = s.f, unfold.wide = s.wide, unfold.count = 1 + s.layers, unfold.dtype = direct.dtype;
+  unfold.f = s.f, unfold.wide = s.wide, unfold.count = 1 + s.layers, unfold.dtype = all.dtype;
   const int64_t elements = kEsaTaps * wide * wide;
   for (int i = 0; i <= s.layers; ++i) {
     const EsaPlaces places = esa_places(call, i);
     add(3 + i, places.bias, f, f, 0, elements);
-    add_sum(of_dense, &dense_sums,
-            {rows + at.begin[3 + i], dense + i * elements, elements, elements, 0, 0, at.row[3 + i]});
+    add_sum(all, &sums,
+            {rows + at.begin[3 + i], dense + i * elements, elements, elements, 0, 0, at.row[3 + i], 1, true});
     unfold.conv[i] = pack.w.conv[i];
     unfold.d_w[i] = call.gradients[places.w];
     if (places.dw >= 0) unfold.d_dw[i] = call.gradients[places.dw];
   }
-  cudaError_t error = sum_partials(direct, sums, stream);
-  if (error == cudaSuccess) error = sum_partials(of_dense, dense_sums, stream);
+  const cudaError_t error = sum_partials(all, sums, stream);
   if (error != cudaSuccess) return error;
   return launch(esa_unfold_kernel<kProductThreads>, 1 + s.layers, kProductThreads, 0, stream, unfold);
 }

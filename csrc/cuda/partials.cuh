@@ -13,10 +13,11 @@ struct PartialSum {
   const float* rows;
   void* to;
   int64_t count, width, pitch, begin, row_size, step = 1;
+  bool in_float32 = false;  // whatever the dtype of the others is
 };
 
 struct PartialSums {
-  static constexpr int kMost = 12;
+  static constexpr int kMost = 14;
   PartialSum sums[kMost];
   int64_t first_block[kMost + 1];  // of each gradient
   int parts, dtype;                // number of rows; dtype of the gradients
@@ -52,9 +53,10 @@ __global__ void __launch_bounds__(Threads) sum_partials_kernel(const PartialSums
   if (warp > 0 || i >= s.count) return;
 #pragma unroll
   for (int w = 1; w < Threads / 32; ++w) sum += sums[w * 32 + lane];
-  if (all.dtype == 0)
+  const int dtype = s.in_float32 ? 0 : all.dtype;
+  if (dtype == 0)
     static_cast<float*>(s.to)[i] = sum;
-  else if (all.dtype == 1)
+  else if (dtype == 1)
     static_cast<Half*>(s.to)[i] = from_float<Half>(sum);
   else
     static_cast<BFloat16*>(s.to)[i] = from_float<BFloat16>(sum);
