@@ -1,4 +1,4 @@
-// The backward of conv_mix: two passes over the tiles, the 1x1 weights' gradients, and the sums of partial sums; five
+// The backward of conv_mix: two passes over the tiles, the 1x1 weights' gradients, and the sums of partial sums; four
 // launches.
 #include "conv_mix_backward.cuh"
 #include "conv_mix_launch.cuh"
@@ -81,10 +81,11 @@ cudaError_t conv_mix_backward_as(const ConvMixCall& call, cudaStream_t stream) {
     filters.partials = sums_at(offset);
     filters.k = k, filters.c = a.c, filters.parts = at.parts;
     add_filter_sums(sums, &count, filters.partials, k, a.c, 1, call.gradients[gradient], call.gradients[gradient + 1]);
-    return start_filter_gradient<T, 1>(filters, stream);
+    return filters;
   };
-  if (failed(products(depthwise ? a.d : a.x, a.dp, a.c, at.pw, 2))) return error;
-  if (failed(products(a.t, a.grad, a.k, at.c5, 4))) return error;
+  const FilterGradients<T, 2> matrices{
+      {products(depthwise ? a.d : a.x, a.dp, a.c, at.pw, 2), products(a.t, a.grad, a.k, at.c5, 4)}, {}};
+  if (failed(start_filter_gradients<T, 1>(matrices, stream))) return error;
   return sum_partials(sums, count, stream);
 }
 

@@ -2,7 +2,6 @@
 #include "esa_launch.cuh"
 #include "esa_low_backward.cuh"
 #include "partials.cuh"
-#include "pointwise.h"
 #include "weight_gradient.cuh"
 
 namespace fastsr::cuda {
@@ -95,19 +94,21 @@ Map<T> c1_within_margin(void* data, const EsaShape& s) {
 }
 
 template <class T>
-cudaError_t start_matrix_gradient(const Map<T>& g, const Map<T>& v, const EsaShape& s, float* to, int parts,
-                                  cudaStream_t stream) {
-  WeightGradient<T> w{};
+using EsaGradient = WeightGradient<T, kEsaTaps>;
+
+template <class T>
+EsaGradient<T> matrix_gradient(const Map<T>& g, const Map<T>& v, const EsaShape& s, float* to, int parts) {
+  EsaGradient<T> w{};
   w.shape = tiles_of(s.n, s.h, s.w);
   w.a = g, w.b[0] = v, w.maps = 1, w.c = v.channels;
   w.partials = to, w.parts = parts;
-  return start_weight_gradient(w, stream);
+  return w;
 }
 
 // conv2's: the nine taps are nine maps of every other pixel of c1.
 template <class T>
-cudaError_t start_conv2_gradient(const Esa<T>& a, float* to, cudaStream_t stream) {
-  WeightGradient<T, kMaxMaps> w{};
+EsaGradient<T> conv2_gradient(const Esa<T>& a, float* to) {
+  EsaGradient<T> w{};
   w.shape = tiles_of(a.s.n, a.s.h2, a.s.w2);
   w.a = a.dlow;
   w.maps = kEsaTaps, w.c = kEsaTaps * a.s.wide;
@@ -117,7 +118,7 @@ cudaError_t start_conv2_gradient(const Esa<T>& a, float* to, cudaStream_t stream
     m.h_stride *= 2, m.w_stride *= 2;
   }
   w.partials = to, w.parts = a.parts;
-  return start_weight_gradient(w, stream);
+  return w;
 }
 
 // Partial sums to gradients; those of 3x3 convolutions by way of dense ones.
@@ -210,10 +211,12 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
     return error;
   if (failed(launch(esa_input_backward_kernel<T>, s.n * a.tiles, kProductThreads, 0, stream, a))) return error;
 
-  if (failed(start_matrix_gradient(a.dc1, a.x, s, rows + sums.begin[0], a.parts, stream))) return error;
-  if (failed(start_matrix_gradient(a.dz, a.c1, s, rows + sums.begin[1], a.parts, stream))) return error;
-  if (failed(start_matrix_gradient(a.dgate, a.z, s, rows + sums.begin[2], a.parts, stream))) return error;
-  if (failed(start_conv2_gradient(a, rows + sums.begin[3], stream))) return error;
+  WeightGradients<T, kEsaTaps, 4> weights{};
+  weights.each[0] = matrix_gradient(a.dc1, a.x, s, rows + sums.begin[0], a.parts);
+  weights.each[1] = matrix_gradient(a.dz, a.c1, s, rows + sums.begin[1], a.parts);
+  weights.each[2] = matrix_gradient(a.dgate, a.z, s, rows + sums.begin[2], a.parts);
+  weights.each[3] = conv2_gradient(a, rows + sums.begin[3]);
+  if (failed(start_weight_gradients(weights, stream))) return error;
   return finish_gradients(call, pack, sums, rows, floats(at.dense), stream);
 }
 

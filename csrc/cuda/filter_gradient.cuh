@@ -19,6 +19,13 @@ struct FilterGradient {
   int k, c, parts;
 };
 
+// Several of one call, which one launch makes side by side.
+template <class T, int Count>
+struct FilterGradients {
+  FilterGradient<T> each[Count];
+  int64_t first_block[Count + 1];
+};
+
 constexpr int kGradientThreads = 128, kGradientRows = 8, kGradientSide = 64;
 constexpr int kGradientPixels = kGradientRows * kTileColumns, kMaxGradientParts = 128;
 
@@ -33,13 +40,17 @@ struct GradientTile {
 // Elements of a row of partial sums.
 inline int64_t gradient_row(int64_t k, int64_t c, int taps) { return k * c * taps * taps + k; }
 
-template <class T, int Taps>
-__global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(const FilterGradient<T> a) {
+template <class T, int Taps, int Count>
+__global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(const FilterGradients<T, Count> all) {
+  int of = 0;
+  while (of + 1 < Count && all.first_block[of + 1] <= blockIdx.x) ++of;
+  const FilterGradient<T>& a = all.each[of];
+  const unsigned index = blockIdx.x - static_cast<unsigned>(all.first_block[of]);
   using G = GradientTile<T, Taps>;
   FASTSR_SHARED_MEMORY(memory);
   T *g_tile = reinterpret_cast<T*>(memory), *x_tile = g_tile + kGradientPixels * G::kPitch;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int part = blockIdx.x % a.parts, ty = blockIdx.x / a.parts % Taps, block = blockIdx.x / a.parts / Taps;
+  const int part = index % a.parts, ty = index / a.parts % Taps, block = index / a.parts / Taps;
   const int c_blocks = (a.c + kGradientSide - 1) / kGradientSide;
   const int k0 = block / c_blocks * kGradientSide, c0 = block % c_blocks * kGradientSide;
   const bool sums_up = ty == 0 && c0 == 0;
@@ -157,12 +168,20 @@ __global__ void __launch_bounds__(kGradientThreads, 2) filter_gradient_kernel(co
     to[matrix * Taps * Taps + k0 + threadIdx.x] = total;
 }
 
-template <class T, int Taps>
-cudaError_t start_filter_gradient(const FilterGradient<T>& a, cudaStream_t stream) {
+template <class T, int Taps, int Count>
+cudaError_t start_filter_gradients(FilterGradients<T, Count> all, cudaStream_t stream) {
   constexpr int kShared = GradientTile<T, Taps>::kShared;
   static_assert(kShared <= 99 * 1024);
-  const int64_t side = kGradientSide, blocks = (a.k + side - 1) / side * ((a.c + side - 1) / side);
-  return launch(filter_gradient_kernel<T, Taps>, a.parts * Taps * blocks, kGradientThreads, kShared, stream, a);
+  for (int i = 0; i < Count; ++i) {
+    const FilterGradient<T>& a = all.each[i];
+    const int64_t side = kGradientSide, blocks = (a.k + side - 1) / side * ((a.c + side - 1) / side);
+    all.first_block[i + 1] = all.first_block[i] + a.parts * Taps * blocks;
+  }
+  return launch(filter_gradient_kernel<T, Taps, Count>, all.first_block[Count], kGradientThreads, kShared, stream, all);
+}
+template <class T, int Taps>
+cudaError_t start_filter_gradient(const FilterGradient<T>& a, cudaStream_t stream) {
+  return start_filter_gradients<T, Taps>(FilterGradients<T, 1>{{a}, {}}, stream);
 }
 
 // Its sums as gradients of a weight [K, C, Taps, Taps] and a bias.

@@ -14,6 +14,13 @@ struct WeightGradient {
   int parts, maps, c;  // c: channels of all b
 };
 
+// Several of one call, which one launch makes side by side.
+template <class T, int Maps, int Count>
+struct WeightGradients {
+  WeightGradient<T, Maps> each[Count];
+  int64_t first_block[Count + 1];
+};
+
 constexpr int kSide = 64, kStep = 64;  // of a block of dW, pixels at a time
 
 template <class T>
@@ -40,14 +47,18 @@ __device__ __forceinline__ void fetch_pixels(const Map<T>& m, const AlkShape& s,
   }
 }
 
-template <class T, int Maps>
-__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const WeightGradient<T, Maps> w) {
+template <class T, int Maps, int Count>
+__global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const WeightGradients<T, Maps, Count> all) {
+  int of = 0;
+  while (of + 1 < Count && all.first_block[of + 1] <= blockIdx.x) ++of;
+  const WeightGradient<T, Maps>& w = all.each[of];
+  const unsigned index = blockIdx.x - static_cast<unsigned>(all.first_block[of]);
   constexpr int kRow = PixelRows<T>::kRow;
   FASTSR_SHARED_MEMORY(memory);
   T *a = reinterpret_cast<T*>(memory), *b = a + kStep * kRow;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int k = w.a.channels, c = w.c, k_blocks = (k + kSide - 1) / kSide;
-  const int part = blockIdx.x % w.parts, block = blockIdx.x / w.parts, k0 = block % k_blocks * kSide;
+  const int part = index % w.parts, block = index / w.parts, k0 = block % k_blocks * kSide;
   int which = 0, c0 = block / k_blocks * kSide, first_c = 0;  // channel c0 of map `which` is column first_c + c0
   if constexpr (Maps > 1)
     for (int whole; which + 1 < w.maps; ++which, c0 -= whole) {
@@ -136,11 +147,17 @@ int64_t weight_gradient_blocks(const WeightGradient<T, Maps>& w) {
   return columns * ((w.a.channels + kSide - 1) / kSide);
 }
 
+template <class T, int Maps, int Count>
+cudaError_t start_weight_gradients(WeightGradients<T, Maps, Count> all, cudaStream_t stream) {
+  static_assert(PixelRows<T>::kShared <= 99 * 1024 && sizeof(all) <= 4096);
+  for (int i = 0; i < Count; ++i)
+    all.first_block[i + 1] = all.first_block[i] + all.each[i].parts * weight_gradient_blocks(all.each[i]);
+  return launch(weight_gradient_kernel<T, Maps, Count>, all.first_block[Count], kThreads, PixelRows<T>::kShared, stream,
+                all);
+}
 template <class T, int Maps>
 cudaError_t start_weight_gradient(const WeightGradient<T, Maps>& w, cudaStream_t stream) {
-  static_assert(PixelRows<T>::kShared <= 99 * 1024);
-  return launch(weight_gradient_kernel<T, Maps>, w.parts * weight_gradient_blocks(w), kThreads, PixelRows<T>::kShared,
-                stream, w);
+  return start_weight_gradients(WeightGradients<T, Maps, 1>{{w}, {}}, stream);
 }
 
 }  // namespace fastsr::cuda

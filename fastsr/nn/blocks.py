@@ -171,13 +171,14 @@ class _LocalBlock(nn.Module):
         """Whether `op` and the ESA become fewer kernels: on a GPU, in inference, without hooks on the ESA."""
         return ops.fuses_on_cuda(op, x) and _is_free(self.esa) and not _is_recorded(self)
 
-    def _end(self, x: Tensor) -> Tensor:
-        """esa(c5(x))"""
+    def _condense(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """c5(x); if it fuses, also what the ESA makes of it first."""
         if self._fuses("pointwise", x):
-            y, reduced = ops.pointwise_reduce((x,), *_reducing(self), packed=self.packed)
-            return self.esa(y, reduced=reduced)
-        y = fused_pointwise(self.c5, (x,))
-        return self.esa(y, **_may_overwrite(self.esa))
+            return ops.pointwise_reduce((x,), *_reducing(self), packed=self.packed)
+        return fused_pointwise(self.c5, (x,)), None
+
+    def _attend(self, x: Tensor, reduced: Tensor | None) -> Tensor:
+        return self.esa(x, **_may_overwrite(self.esa)) if reduced is None else self.esa(x, reduced=reduced)
 
     def _pack_end(self) -> None:
         self.packed = ops.pack_pointwise_reduce(*_reducing(self), [self.c5.in_channels])
@@ -201,7 +202,8 @@ class RLFB(_LocalBlock):
         y = fused_conv3x3(self.c1_r, x, "leaky_relu")
         y = fused_conv3x3(self.c2_r, y, "leaky_relu")
         y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
-        return self._end(y)
+        y, reduced = self._condense(y)  # what it was is not needed any more
+        return self._attend(y, reduced)
 
     def pack(self) -> None:
         """As in the distillation blocks."""
@@ -242,7 +244,8 @@ class MLRB(_LocalBlock):
         if self.pwc is None:
             y = fused_conv3x3(self.c1_r, x, self.activation)
             y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
-            return self._end(y)
+            y, reduced = self._condense(y)
+            return self._attend(y, reduced)
         mix = (
             None if self.dwc is None else self.dwc.weight,
             None if self.dwc is None else conv_bias(self.dwc),
@@ -256,7 +259,7 @@ class MLRB(_LocalBlock):
             y = fused_conv3x3(self.c2_r, y, self.activation)
             conv1 = self.esa.conv1
             y, reduced = ops.conv_mix_reduce(y, x, *mix, conv1.weight, conv_bias(conv1), activation=self.activation)
-            return self.esa(y, reduced=reduced)
+            return self._attend(y, reduced)
         y = ops.mixer_block(
             x,
             self.c1_r.weight,
@@ -267,7 +270,7 @@ class MLRB(_LocalBlock):
             activation=self.activation,
             packed=(packed_weights(self.c1_r), packed_weights(self.c2_r)),
         )
-        return self.esa(y, **_may_overwrite(self.esa))
+        return self._attend(y, None)
 
     def pack(self) -> None:
         """As in the distillation blocks."""
