@@ -193,7 +193,7 @@ def alk_conv(
     """
     _checks.feature_map("alk_conv", x)
     _checks.choice("alk_conv", activation, "activation", _checks.ACTIVATIONS)
-    if takes_packed("alk_conv", packed, x, *weights):
+    if packed is not None and takes_packed("alk_conv", packed, x, *weights):
         channels, taps = weights.pw_weight.shape[0], weights.lora1_weight.shape[2]
         code = _checks.ACTIVATIONS.index(activation)
         return torch.ops.fastsr.alk_conv_packed(x, packed, channels, taps, eps, code)

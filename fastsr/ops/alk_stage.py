@@ -81,7 +81,7 @@ def alk_stage(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("alk_stage", x)
-    if takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
+    if packed is not None and takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
         distilled, taps = d_weight.shape[0], weights.lora1_weight.shape[2]
         return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, taps, eps)
     check_weights("alk_stage", x, weights)
