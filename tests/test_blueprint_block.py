@@ -8,12 +8,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from kernel_checks import LAYOUTS, assert_twice_rule, feature_map, weight
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastsr
 from fastsr import ops
 from fastsr.errors import InputError
-from fastsr.nn import ESDB
+from fastsr.nn import ESDB, BSConvU
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
@@ -95,14 +95,14 @@ def test_values_that_are_not_finite_stay_where_they_are() -> None:
     assert block(x, *weights).isnan().any(1).all()
 
 
-def test_other_dtypes_and_kernels_take_the_parts() -> None:
+def test_other_dtypes_and_stages_that_differ_take_the_parts() -> None:
     tensors = [t.bfloat16() for t in inputs((1, 16, 9, 12), 8, 8, 16)]
     with fastsr.backend("cpu"):
         assert torch.equal(block(*tensors), in_parts(*tensors))
     tensors = inputs((1, 16, 9, 12), 8, 8, 16)
-    tensors[1 + 8] = weight(16, 1, 5, 5)
-    with torch.no_grad():
-        assert torch.equal(block(*tensors), in_parts(*tensors))
+    tensors[6:8] = weight(5, 16, 1, 1), weight(5)
+    tensors[19] = weight(16, 8 + 5 + 8 + 8, 1, 1)
+    assert torch.equal(block(*tensors), in_parts(*tensors))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -145,6 +145,10 @@ def test_bad_input_is_named() -> None:
         ops.blueprint_block(x, stages, x, *c5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="packed is 4 of them; pass a sequence of 5"):
         ops.blueprint_block(x, stages, last, *c5, packed=(None,) * 4)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="packed holds something else than tensors"):
+        ops.blueprint_block(x, stages, last, *c5, packed=("weights",) * 5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"last dw_weight has shape \(4, 1, 5, 5\)"):
+        ops.blueprint_block(x, stages, (last[0], weight(4, 1, 5, 5), last[2]), *c5)  # type: ignore[arg-type]
 
 
 def test_the_kernel_refuses_what_does_not_fit() -> None:
@@ -175,11 +179,48 @@ def test_the_network_s_block() -> None:
     x = feature_map((1, 16, 20, 21), "nhwc")
     y = module(x).detach()
     seen: list[int] = []
-    with torch.no_grad():
+    with torch.no_grad(), patch("fastsr.ops.blueprint_block", side_effect=ops.blueprint_block) as spy:
         torch.testing.assert_close(module(x), y)
-        with patch("fastsr.ops.blueprint_block", side_effect=ops.blueprint_block) as spy:
-            assert torch.equal(fastsr.freeze(module)(x), fastsr.freeze(module)(x))
-            assert spy.call_count == 2
-            module.c4.register_forward_hook(lambda *_: seen.append(1))
-            torch.testing.assert_close(module(x), y)
-            assert spy.call_count == 2 and seen == [1]
+        torch.testing.assert_close(fastsr.freeze(module)(x), y)
+        assert spy.call_count == 2
+        module.c4.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(module(x), y)
+        assert spy.call_count == 2 and seen == [1]
+
+
+class Doubling(BSConvU):
+    def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        distilled, refined = super().stage(x, distil)
+        return distilled, 2 * refined
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: BSConvU) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        return self.inner.stage(x, distil)
+
+
+def test_parts_that_are_not_the_network_s_own_are_called() -> None:
+    module, x = ESDB(16, esa_channels=4).requires_grad_(False), feature_map((1, 16, 20, 21), "nhwc")
+    y, first, last = module(x), module.c2_r, module.c4
+    module.c2_r = Doubling(16, 16)
+    module.c2_r.load_state_dict(first.state_dict())
+    assert not torch.allclose(module(x), y)
+    module.c2_r = Wrapper(first)  # type: ignore[assignment]
+    torch.testing.assert_close(module(x), y)
+    module.c2_r = first
+    last.forward = lambda x, **_: torch.zeros_like(x[:, :8])  # type: ignore[assignment,method-assign]
+    assert not torch.allclose(module(x), y)
+    module.c4 = BSConvU(16, 8, padding=0)
+    with pytest.raises(InputError, match="maps that differ only in channels"):
+        module(x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_trace_takes_other_dtypes() -> None:
+    module, x = ESDB(16, esa_channels=4).requires_grad_(False), feature_map((1, 16, 20, 21), "nhwc")
+    traced = torch.jit.trace(module, x).to(torch.bfloat16)
+    torch.testing.assert_close(traced(x.bfloat16()).float(), module.float()(x), rtol=0.1, atol=0.1)

@@ -146,6 +146,18 @@ def test_a_trace_can_be_saved_and_trained(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(value, want[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", NETS)
+def test_a_trace_has_the_gradient_of_the_image(name: str) -> None:
+    """Also one of a network whose weights need none, made without autograd."""
+    net = network(name, num_block=1).requires_grad_(False)
+    x = image().requires_grad_()
+    with torch.no_grad():
+        traced = torch.jit.trace(net, image())
+    (want,), (got,) = (torch.autograd.grad(f(x).square().sum(), x) for f in (net, traced))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_checkpointing_gives_the_same_gradients(name: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:

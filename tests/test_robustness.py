@@ -19,7 +19,7 @@ from operator_cases import BUILDERS, Case, build
 from torch import Tensor
 
 import fastsr
-from fastsr import _dispatch
+from fastsr import _dispatch, ops
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
@@ -270,6 +270,43 @@ def test_strides_of_zero(name: str) -> None:
     ]
     for a, b in zip(results(case.function, expanded, "cpu"), results(case.function, copies, "cpu"), strict=True):
         assert torch.equal(a, b)
+
+
+class WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> None:
+        return None
+
+
+def kept_pointwise() -> list[Tensor]:
+    x, weight, bias = torch.rand(1, 128, 4, 5), torch.rand(8, 128, 1, 1), torch.rand(8)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    return [ops.pointwise((leaves[0],), leaves[1], leaves[2], activation="gelu"), *leaves]
+
+
+def mixer_block() -> list[Tensor]:
+    dense, product = ((8, 8, 3, 3), (8,)), ((8, 8, 1, 1), (8,))
+    shapes = ((1, 8, 9, 9), *dense, *dense, (8, 1, 3, 3), (8,), *product, *product)
+    leaves = [torch.rand(*shape).requires_grad_() for shape in shapes]
+    return [ops.mixer_block(*leaves), *leaves]
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "kept_pointwise", "mixer_block"])
+def test_an_output_that_gets_no_gradient(name: str) -> None:
+    """Other gradients of the same leaves are what they would be without it."""
+    if name in BUILDERS:
+        case = build(name, (1, 8, 17, 19), "nhwc")
+        leaves = [t.requires_grad_() for t in case.tensors.values()]
+        y = case.function(*leaves)
+        output = y if isinstance(y, Tensor) else y[0]
+    else:
+        output, *leaves = globals()[name]()
+    (WithoutGradient.apply(output).sum() + sum((2 * t).sum() for t in leaves)).backward()
+    assert all(t.grad is not None and (t.grad == 2).all() for t in leaves)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

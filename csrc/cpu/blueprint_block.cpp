@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kOp = "blueprint_block";
 constexpr int kStages = BlueprintBlock::kStages;
-constexpr int64_t kStripWidth = 256;
+constexpr int64_t kStripWidth = 128;
 constexpr size_t kStageWeights = 5, kLastWeights = 3, kFuseWeights = 2;
 
 struct BlockScratch;

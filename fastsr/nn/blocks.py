@@ -23,16 +23,27 @@ from fastsr.ops._call import records
 from fastsr.reference import Activation
 
 
-def _is_free(module: nn.Module) -> bool:
-    """Whether a call of this part may be replaced: no hook sees what it is given or returns."""
+def _is_observed(module: nn.Module) -> bool:
+    """Whether a hook sees what this part is given or returns."""
     everywhere = nn.modules.module
-    observed = (
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or everywhere._global_forward_hooks
         or everywhere._global_forward_pre_hooks
     )
-    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv | BSConvU) and not observed
+
+
+def _is_free(module: nn.Module) -> bool:
+    """Whether a call of this part may be replaced: no hook sees what it is given or returns."""
+    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv) and not _is_observed(module)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether this is BSRN's convolution with nothing changed, and no hook sees it."""
+    if type(conv) is not BSConvU or {"forward", "stage"} & conv.__dict__.keys() or _is_observed(conv):
+        return False
+    return conv.dw.stride == (1, 1) and conv.dw.padding == (1, 1)
 
 
 def _may_overwrite(module: nn.Module) -> dict[str, bool]:
@@ -95,12 +106,12 @@ class _DistillationBlock(nn.Module):
 
     def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
-        c4, is_alk = self.c4, isinstance(self.c4, ALKConv)
+        c4 = self.c4
         if fuses and isinstance(c4, ALKConv) and _is_free(c4):
             return ops.alk_condense(x, maps, c4.weights(), *_reducing(self), eps=c4.norm.eps, packed=self.packed)
         maps = (*maps, c4(x, activation="gelu"))
         if fuses:
-            return ops.pointwise_reduce(maps, *_reducing(self), packed=None if is_alk else self.packed)
+            return ops.pointwise_reduce(maps, *_reducing(self), packed=None if isinstance(c4, ALKConv) else self.packed)
         return fused_pointwise(self.c5, maps), None
 
     def pack(self) -> None:
@@ -150,7 +161,7 @@ class ESDB(_DistillationBlock):
         self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
 
     def _features(self, x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
-        if fuses or not _is_free(self.c4):
+        if fuses or not all(map(_is_plain, (self.c1_r, self.c2_r, self.c3_r, self.c4))):
             return super()._features(x, fuses)
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d))
         packed = (*(conv.packed for conv, _ in stages), self.c4.packed, packed_weights(self.c5))
@@ -202,7 +213,7 @@ class RLFB(_LocalBlock):
         y = fused_conv3x3(self.c1_r, x, "leaky_relu")
         y = fused_conv3x3(self.c2_r, y, "leaky_relu")
         y = fused_conv3x3(self.c3_r, y, "leaky_relu", shortcut=x)
-        y, reduced = self._condense(y)  # what it was is not needed any more
+        y, reduced = self._condense(y)
         return self._attend(y, reduced)
 
     def pack(self) -> None:

@@ -133,10 +133,13 @@ def define_over(op: str, schema: str) -> None:
 
 
 def may_overwrite(op: str, *tensors: Tensor | None) -> bool:
-    """Whether the CPU kernel `op_` can run on tensors[0], a map that nobody else needs, instead of `op`."""
+    """Whether the CPU kernel `op_` can run on tensors[0], a map that nobody else needs, instead of `op`.
+
+    Not in a trace of torch.jit, through which gradients of the image may be asked for later.
+    """
     x = tensors[0]
     assert x is not None
-    if torch.compiler.is_compiling() or select(op, x) != "cpu":
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or select(op, x) != "cpu":
         return False
     if records(*tensors):
         return False

@@ -53,7 +53,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * (_TENSORS + 1)
     saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
     gradients = _call_backward(grad, *saved, ctx.eps)
     norm: tuple[Tensor | None, ...] = gradients[5:] if saved[-1] is not None else (None, None)

@@ -50,7 +50,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *kept: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 13
     x, pre1, pre2, *weights = ctx.saved_tensors
     gradients = _call_backward(grad, x, pre1, pre2, *weights, ctx.activation)
     tensors = (x, *weights)
@@ -72,6 +74,8 @@ _call, _call_backward = define(
 def _fuses(x: Tensor, keeps: bool, is_packed: bool) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or not _native.CPU.loaded or exporting():
         return False
+    if torch.jit.is_tracing() and not keeps:
+        return False  # a trace may be asked for gradients, and be given other dtypes
     return current_backend() in ("auto", "cpu") and (keeps or not is_packed or x.numel() >= LARGE)
 
 

@@ -106,7 +106,9 @@ def _setup_kept(
     ctx.set_materialize_grads(False)
 
 
-def _kept_backward(ctx: Any, grad: Tensor, _: None) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
+def _kept_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 5
     pre, weight, bias, *maps = ctx.saved_tensors
     *gradients, d_shortcut = _call_kept_backward(grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation)
     return (*gradients, d_shortcut if ctx.has_shortcut else None, None)

@@ -5,8 +5,8 @@
 //
 // A tile takes a few rows through all of it: every convolution goes one row further down than the one behind it, and
 // where a tile goes on from the one above, it finds what reaches into it in the rings of u and in the last rows of r_i.
-// So x is read and y written once, and what lies between stays in the second-level cache. Columns beyond a strip are
-// computed again in the next one.
+// So x is read and y written once, and what lies between stays in the second- and third-level cache (1.7 MB for strips
+// of 128 with 64 channels). Columns beyond a strip are computed again in the next one.
 #include "bsconv.inl"
 #include "rows.inl"
 
