@@ -32,9 +32,10 @@ struct Scratch {
   float *rings[kStages + 1], *maps[kStages + 1], *distilled[kStages], *sums;
   int64_t size = 0;
 
+  // Without memory it only tells the size.
   Scratch(const BlueprintBlock& a, float* memory) {
     const auto take = [&](int64_t count) {
-      float* part = memory + size;
+      float* part = memory == nullptr ? nullptr : memory + size;
       size += round_up(count, kLanes);
       return part;
     };
