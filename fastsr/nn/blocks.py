@@ -41,7 +41,8 @@ def _is_free(module: nn.Module) -> bool:
 
 def _is_plain(conv: nn.Module) -> bool:
     """Whether this is BSRN's convolution with nothing changed, and no hook sees it."""
-    if type(conv) is not BSConvU or {"forward", "stage"} & conv.__dict__.keys() or _is_observed(conv):
+    own = conv.__dict__
+    if type(conv) is not BSConvU or own.get("forward") or own.get("stage") or _is_observed(conv):
         return False
     return conv.dw.stride == (1, 1) and conv.dw.padding == (1, 1)
 
