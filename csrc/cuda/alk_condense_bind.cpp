@@ -74,9 +74,7 @@ std::tuple<Tensor, Tensor> run(const char* op, AlkCondenseCall& call, const Tens
     call.maps[i] = view_of<TensorView>(maps[i]);
   }
   Tensor y = empty_map(x, call.outputs);
-  const int64_t size[4] = {x.size(0), reduced_channels(call.inner), x.size(2), x.size(3)};
-  Tensor reduced = torch::stable::empty({size, 4}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                        MemoryFormat::ChannelsLast);
+  Tensor reduced = empty_map(x, reduced_channels(call.inner), MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return {y, reduced};
   call.y = view_of<TensorView>(y);
   call.reduced = view_of<TensorView>(reduced);

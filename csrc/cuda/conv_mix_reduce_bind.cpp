@@ -28,9 +28,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shortcut, cons
   use(call.mix, parameters);
   for (size_t i = 0; i < 2; ++i) call.parameters[i] = parameters.data(6 + i);
   Tensor y = empty_map(x, c5.size(0));
-  const int64_t size[4] = {x.size(0), reduced_channels(call.inner), x.size(2), x.size(3)};
-  Tensor reduced = torch::stable::empty({size, 4}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                        MemoryFormat::ChannelsLast);
+  Tensor reduced = empty_map(x, reduced_channels(call.inner), MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return {y, reduced};
   call.mix.y = view_of<TensorView>(y);
   call.reduced = view_of<TensorView>(reduced);

@@ -29,9 +29,7 @@ void use(PointwiseReduceCall& call, const Parameters& parameters) {
 // (y, reduced)
 std::tuple<Tensor, Tensor> run(const char* op, PointwiseReduceCall& call, const Tensor& first, int64_t k) {
   Tensor y = empty_map(first, k);
-  const int64_t size[4] = {first.size(0), reduced_channels(call.inner), first.size(2), first.size(3)};
-  Tensor reduced = torch::stable::empty({size, 4}, first.scalar_type(), std::nullopt, first.device(), std::nullopt,
-                                        MemoryFormat::ChannelsLast);
+  Tensor reduced = empty_map(first, reduced_channels(call.inner), MemoryFormat::ChannelsLast);
   if (is_empty(first)) return {y, reduced};
   call.c5.y = view_of<TensorView>(y);
   call.reduced = view_of<TensorView>(reduced);

@@ -35,11 +35,11 @@ View view_of(const Tensor& x) {
   return v;
 }
 
-inline Tensor empty_map(const Tensor& like, int64_t channels) {
+inline Tensor empty_map(const Tensor& like, int64_t channels, MemoryFormat format) {
   const int64_t size[4] = {like.size(0), channels, like.size(2), like.size(3)};
-  return torch::stable::empty({size, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              output_format(like));
+  return torch::stable::empty({size, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
 }
+inline Tensor empty_map(const Tensor& like, int64_t channels) { return empty_map(like, channels, output_format(like)); }
 
 // Memory for the time of the call; the allocator keeps it until the stream is past the kernels.
 inline Tensor workspace(const Tensor& like, int64_t bytes) {

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define_inference, empty_map, records, takes_packed
+from fastsr.ops._define import define_inference, empty_map, records
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.pointwise import pointwise
@@ -107,7 +107,7 @@ def blueprint_block(
     weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
     if not _fuses(x, weights, len({stage[0].shape[0] for stage in stages}) == 1):
         return _in_parts(x, stages, last, c5_weight, c5_bias, packed)
-    if all(takes_packed("bsconv", p, x, stages[0][2]) for p in packed):
+    if all(p is not None and p.device == x.device and p.dtype == torch.float32 for p in packed):
         return torch.ops.fastsr.blueprint_block_packed(x, list(packed), c5_weight.shape[0])
     return torch.ops.fastsr.blueprint_block(x, weights)
 
