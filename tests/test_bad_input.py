@@ -115,15 +115,16 @@ def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     fusing = [torch.rand(8, 20, 1, 1), torch.rand(8)]
     reducing = [*block.c5.parameters(), *block.esa.conv1.parameters()]
     condensing = [block.c4.weights(), *reducing]
+    attentions = [block.esa.weights(), *block.cca.weights(block.pixel_norm)]
     dense, mix = [w[8, 3, 3], w[()]] * 2, [w[1, 3, 3], w[()], w[8, 1, 1], w[()], w[8, 1, 1], w[()]]
     return {
         "alk_conv": (ops.alk_conv, [x, block.c4.weights()]),
         "alk_stage": (ops.alk_stage, [x, *distil, block.c1_r.weights()]),
         "alk_condense": (ops.alk_condense, [x, [torch.rand(1, 4, 16, 16)] * 3, *condensing]),
-        "blueprint_block": (ops.blueprint_block, [x, [(*distil, *separable)] * 3, separable, *fusing]),
+        "blueprint_block": (ops.blueprint_block, [x, [(*distil, *separable)] * 3, separable, *fusing, *attentions]),
         "bsconv_stage": (ops.bsconv_stage, [x, *distil, *separable]),
         "conv_mix_reduce": (ops.conv_mix_reduce, [x, x, *mix, *block.esa.conv1.parameters()]),
-        "esa_cca": (ops.esa_cca, [x, x, block.esa.weights(), *block.cca.weights(block.pixel_norm)]),
+        "esa_cca": (ops.esa_cca, [x, x, *attentions]),
         "mixer_block": (ops.mixer_block, [x, *dense, *mix]),
         "pack_bsconv": (ops.pack_bsconv, [*separable, *distil]),
         "pack_pointwise": (ops.pack_pointwise, [w[8, 1, 1], w[()]]),

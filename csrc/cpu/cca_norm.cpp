@@ -7,156 +7,29 @@
 // and range by range in a fixed order, in double. They are an output, so that the backward need not take them again:
 // it goes over the pixels once for the gradient of x with the moments held fixed and the sums over H x W that the
 // attention needs, and once more to add the gradient through the moments.
-#include "rows.h"
+#include "cca.h"
 
-namespace fastsr::cpu {
+namespace fastsr::cpu::cca {
 namespace {
 
-constexpr const char* kOp = "cca_norm";
 constexpr int64_t kStrip = kCcaStrip;
-constexpr int64_t kMaxParts = 32;  // of all images; fixed, so that sums do not depend on the threads
-
-struct Shape {
-  int64_t n, c, h, w, squeezed;
-  // Ranges of rows that each image is divided into.
-  int64_t parts() const { return std::max<int64_t>(1, std::min(h, kMaxParts / std::max<int64_t>(1, n))); }
-};
-
-struct Attention {
-  std::vector<float> w0, b0, w2, b2;
-
-  Attention(const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight, const Tensor& du2_bias)
-      : w0(to_floats(du0_weight)), b0(to_floats(du0_bias)), w2(to_floats(du2_weight)), b2(to_floats(du2_bias)) {}
-
-  // relu'(du0 contrast + b0) folded into the value: 0 where it does not pass.
-  std::vector<double> hidden(const std::vector<double>& contrast) const {
-    std::vector<double> out(b0.size());
-    for (size_t r = 0; r < out.size(); ++r) {
-      double sum = b0[r];
-      for (size_t c = 0; c < contrast.size(); ++c) sum += w0[r * contrast.size() + c] * contrast[c];
-      out[r] = sum < 0.0 ? 0.0 : sum;  // NaN stays
-    }
-    return out;
-  }
-  std::vector<float> scale(const std::vector<double>& hidden) const {
-    std::vector<float> out(b2.size());
-    for (size_t c = 0; c < out.size(); ++c) {
-      double sum = b2[c];
-      for (size_t r = 0; r < hidden.size(); ++r) sum += w2[c * hidden.size() + r] * hidden[r];
-      out[c] = static_cast<float>(1.0 / (1.0 + std::exp(-sum)));
-    }
-    return out;
-  }
-};
-
-Shape check(const Tensor& x, const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight,
-            const Tensor& du2_bias, const std::optional<Tensor>& norm_weight) {
-  check_feature_map(kOp, x, "x");
-  Shape s{x.size(0), x.size(1), x.size(2), x.size(3), 0};
-  STD_TORCH_CHECK(du0_weight.dim() == 4, kOp, ": du0_weight has ", du0_weight.dim(), " dimensions; pass 4");
-  s.squeezed = du0_weight.size(0);
-  check_weight(kOp, du0_weight, {s.squeezed, s.c, 1, 1}, "du0_weight");
-  check_vector(kOp, du0_bias, s.squeezed, "du0_bias");
-  check_weight(kOp, du2_weight, {s.c, s.squeezed, 1, 1}, "du2_weight");
-  check_vector(kOp, du2_bias, s.c, "du2_bias");
-  if (norm_weight) check_vector(kOp, *norm_weight, s.c, "norm_weight");
-  return s;
-}
-
-// Calls body(n, part, first row, last row) for every range of every image.
-template <class Body>
-void over_parts(const Shape& s, Body&& body) {
-  const int64_t parts = s.parts();
-  parallel_bands(s.n * parts, [&](int64_t i) {
-    const int64_t part = i % parts;
-    body(i / parts, part, s.h * part / parts, s.h * (part + 1) / parts);
-  });
-}
-
-// Mean and variance per image and channel: [N][2][C].
-std::vector<double> moments(const Shape& s, const MapReader& x) {
-  const int64_t parts = s.parts();
-  std::vector<double> partial(s.n * parts * 2 * s.c, 0.0);
-  std::vector<double> count(s.n * parts, 0.0);
-  struct Scratch;
-  over_parts(s, [&](int64_t n, int64_t part, int64_t first, int64_t last) {
-    double* at = partial.data() + (n * parts + part) * 2 * s.c;
-    ChannelMoments m{0.0, at, at + s.c};
-    float* memory = thread_scratch<float, Scratch>(x.scratch(kStrip));
-    for (int64_t h = first; h < last; ++h)
-      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
-        const FloatRow row = x.row(n, h, w, pixels, memory);
-        kernels().cca_norm.moments(row.data, row.stride, pixels, s.c, m);
-      });
-    count[n * parts + part] = m.count;
-  });
-  std::vector<double> result(s.n * 2 * s.c, 0.0);
-  for (int64_t n = 0; n < s.n; ++n) {
-    double *mean = result.data() + n * 2 * s.c, *squares = mean + s.c, total = 0.0;
-    for (int64_t part = 0; part < parts; ++part) {
-      const double more = count[n * parts + part];
-      if (more == 0.0) continue;
-      const double *m = partial.data() + (n * parts + part) * 2 * s.c, *q = m + s.c;
-      const double share = more / (total + more);
-      for (int64_t c = 0; c < s.c; ++c) {
-        const double delta = m[c] - mean[c];
-        mean[c] += delta * share;
-        squares[c] += q[c] + delta * delta * total * share;
-      }
-      total += more;
-    }
-    for (int64_t c = 0; c < s.c; ++c) squares[c] /= total;
-  }
-  return result;
-}
-
-std::vector<double> contrast_of(const double* moments, int64_t channels) {
-  std::vector<double> out(channels);
-  for (int64_t c = 0; c < channels; ++c) out[c] = moments[c] + std::sqrt(moments[channels + c]);
-  return out;
-}
 
 // Fills y and returns the statistics.
-Tensor forward(const Tensor& x, const Tensor& shortcut, const Tensor& du0_weight, const Tensor& du0_bias,
-               const Tensor& du2_weight, const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
-               const std::optional<Tensor>& norm_bias, double eps, MapWriter& y) {
-  const Shape s = check(x, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight);
-  check_same_shape(kOp, x, shortcut, "shortcut");
-  check_same_dtype(kOp, x, shortcut, "shortcut");
-  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value(), kOp,
-                  ": only one of norm_weight and norm_bias is given; pass both or neither");
-  if (norm_bias) check_vector(kOp, *norm_bias, s.c, "norm_bias");
+Tensor forward(const Tensor& x, const Tensor& shortcut, const Parameters& p, const MapWriter& y) {
+  const Shape s = check(x, shortcut, p);
   const MapReader x_map(kOp, x), shortcut_map(kOp, shortcut);
   Tensor statistics = torch::stable::new_empty(x, {s.n, 2, s.c}, ScalarType::Double);
   if (x.numel() == 0) {
     torch::stable::zero_(statistics);
     return statistics;
   }
-  const std::vector<double> m = moments(s, x_map);
-  std::copy(m.begin(), m.end(), static_cast<double*>(statistics.mutable_data_ptr()));
-  const Attention attention(du0_weight, du0_bias, du2_weight, du2_bias);
-  std::vector<std::vector<float>> scales;
-  for (int64_t n = 0; n < s.n; ++n)
-    scales.push_back(attention.scale(attention.hidden(contrast_of(m.data() + n * 2 * s.c, s.c))));
-  const std::vector<float> weight = norm_weight ? to_floats(*norm_weight) : std::vector<float>();
-  const std::vector<float> bias = norm_bias ? to_floats(*norm_bias) : std::vector<float>();
-  struct Scratch;
-  parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
-    float* memory = thread_scratch<float, Scratch>(3 * x_map.scratch(kStrip));
-    for (int64_t i = first; i < last; ++i)
-      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
-        const int64_t n = i / s.h, h = i % s.h;
-        Sections sections(memory);
-        const FloatRow row = x_map.row(n, h, w, pixels, sections.take(x_map.scratch(kStrip)));
-        const FloatRow other = shortcut_map.row(n, h, w, pixels, sections.take(x_map.scratch(kStrip)));
-        int64_t stride;
-        float* out = y.target(n, h, w, sections.take(x_map.scratch(kStrip)), stride);
-        kernels().cca_norm.forward({row.data, row.stride, other.data, other.stride, out, stride, pixels, s.c,
-                                    scales[n].data(), norm_weight ? weight.data() : nullptr, bias.data(),
-                                    static_cast<float>(eps)});
-        y.write(n, h, w, pixels, out, stride);
-      });
+  Moments moments(s);
+  over_parts(s, [&](int64_t n, int64_t part, int64_t first, int64_t last) {
+    for (int64_t h = first; h < last; ++h) moments.add_row(x_map, n, part, h);
   });
+  const std::vector<double> merged = moments.merged();
+  std::copy(merged.begin(), merged.end(), static_cast<double*>(statistics.mutable_data_ptr()));
+  apply(s, p, merged.data(), x_map, shortcut_map, y);
   return statistics;
 }
 
@@ -167,7 +40,7 @@ std::tuple<Tensor, Tensor> cca_norm(const Tensor& x, const Tensor& shortcut, con
   check_feature_map(kOp, x, "x");
   MapWriter y(kOp, x, {x.size(0), x.size(1), x.size(2), x.size(3)});
   const Tensor statistics =
-      forward(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps, y);
+      forward(x, shortcut, {du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps}, y);
   return {y.finish(), statistics};
 }
 
@@ -176,7 +49,7 @@ void cca_norm_over(const Tensor& x, const Tensor& shortcut, const Tensor& du0_we
                    const std::optional<Tensor>& norm_bias, double eps) {
   check_feature_map(kOp, x, "x");
   MapWriter y(kOp, x);
-  forward(x, shortcut, du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps, y);
+  forward(x, shortcut, {du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps}, y);
 }
 
 // What the attention passes on, for all images: gradients of its parameters, and of each x through its moments.
@@ -244,9 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
   MapWriter dx(kOp, x, {s.n, s.c, s.h, s.w});
   const Attention attention(du0_weight, du0_bias, du2_weight, du2_bias);
   const double* m = static_cast<const double*>(statistics.const_data_ptr());
-  std::vector<std::vector<float>> scales;
-  for (int64_t n = 0; n < s.n; ++n)
-    scales.push_back(attention.scale(attention.hidden(contrast_of(m + n * 2 * s.c, s.c))));
+  const std::vector<std::vector<float>> scales = attention.scales(s, m);
   const std::vector<float> weight = norm_weight ? to_floats(*norm_weight) : std::vector<float>();
 
   struct Scratch;
@@ -305,10 +176,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
 }
 
 }  // namespace
-}  // namespace fastsr::cpu
+}  // namespace fastsr::cpu::cca
 
 STABLE_TORCH_LIBRARY_IMPL(fastsr, CPU, m) {
-  m.impl("cca_norm", TORCH_BOX(&fastsr::cpu::cca_norm));
-  m.impl("cca_norm_", TORCH_BOX(&fastsr::cpu::cca_norm_over));
-  m.impl("cca_norm_backward", TORCH_BOX(&fastsr::cpu::cca_norm_backward));
+  m.impl("cca_norm", TORCH_BOX(&fastsr::cpu::cca::cca_norm));
+  m.impl("cca_norm_", TORCH_BOX(&fastsr::cpu::cca::cca_norm_over));
+  m.impl("cca_norm_backward", TORCH_BOX(&fastsr::cpu::cca::cca_norm_backward));
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -90,6 +92,11 @@ class BlueprintESA(nn.Module):
         self.packed = ops.pack_esa(self.weights())
 
 
+def eps_of(norm: PixelNorm | None) -> float:
+    """What the operators take with the parameters of a pixel norm, or without one."""
+    return 1e-5 if norm is None else norm.eps
+
+
 class CCA(nn.Module):
     """Contrast-aware channel attention; `forward` also takes the block's pixel norm and residual along."""
 
@@ -105,8 +112,7 @@ class CCA(nn.Module):
 
         With `overwrite` the result may take the place of `x`.
         """
-        eps = 1e-5 if norm is None else norm.eps
-        return ops.cca_norm(x, shortcut, *self.weights(norm), eps=eps, overwrite=overwrite)
+        return ops.cca_norm(x, shortcut, *self.weights(norm), eps=eps_of(norm), overwrite=overwrite)
 
     def behind(
         self,
@@ -116,10 +122,12 @@ class CCA(nn.Module):
         norm: PixelNorm | None = None,
         reduced: Tensor | None = None,
     ) -> Tensor:
-        """self(esa(x), shortcut, norm) by `fastsr.ops.esa_cca`; `reduced` is what it is there."""
-        eps = 1e-5 if norm is None else norm.eps
-        parameters, padding = self.weights(norm), esa.conv2_padding
-        return ops.esa_cca(x, shortcut, esa.weights(), *parameters, conv2_padding=padding, eps=eps, reduced=reduced)
+        """self(esa(x), shortcut, norm) by `fastsr.ops.esa_cca`; the result may take the place of `x`.
+
+        `reduced` is what it is there.
+        """
+        settings: Any = {"conv2_padding": esa.conv2_padding, "eps": eps_of(norm), "packed": esa.packed}
+        return ops.esa_cca(x, shortcut, esa.weights(), *self.weights(norm), overwrite=True, reduced=reduced, **settings)
 
     def weights(self, norm: PixelNorm | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """The parameters in the operators' order, with those of the norm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastsr import ops
-from fastsr.nn.attention import CCA, BlueprintESA, PlainESA
+from fastsr.nn.attention import CCA, BlueprintESA, PlainESA, eps_of
 from fastsr.nn.layers import (
     ALKConv,
     BSConvU,
@@ -36,7 +36,8 @@ def _is_observed(module: nn.Module) -> bool:
 
 def _is_free(module: nn.Module) -> bool:
     """Whether a call of this part may be replaced: no hook sees what it is given or returns."""
-    return isinstance(module, PlainESA | BlueprintESA | CCA | ALKConv) and not _is_observed(module)
+    known = type(module) in (PlainESA, BlueprintESA, CCA, ALKConv)
+    return known and not module.__dict__.get("forward") and not _is_observed(module)
 
 
 def _is_plain(conv: nn.Module) -> bool:
@@ -84,20 +85,15 @@ class _DistillationBlock(nn.Module):
         self.cca = CCA(num_feat)
 
     def forward(self, x: Tensor) -> Tensor:
-        fuses = self._fuses(x)
-        y, reduced = self._features(x, fuses)
-        if fuses:
+        d1, r1 = self.c1_r.stage(x, self.c1_d)
+        d2, r2 = self.c2_r.stage(r1, self.c2_d)
+        d3, r3 = self.c3_r.stage(r2, self.c3_d)
+        y, reduced = self._condense((d1, d2, d3), r3, self._fuses(x))
+        if _is_free(self.esa) and _is_free(self.cca):
             return self.cca.behind(self.esa, y, x, self.pixel_norm, reduced)
         overwrite = _may_overwrite(self.esa)
         y = self.esa(y, **overwrite)
         return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
-
-    def _features(self, x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
-        """The block up to its ESA; if it fuses, perhaps also what the ESA makes of it first."""
-        d1, r1 = self.c1_r.stage(x, self.c1_d)
-        d2, r2 = self.c2_r.stage(r1, self.c2_d)
-        d3, r3 = self.c3_r.stage(r2, self.c3_d)
-        return self._condense((d1, d2, d3), r3, fuses)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the parts behind the stages become fewer operators: on a GPU, in inference, without hooks."""
@@ -161,15 +157,23 @@ class ESDB(_DistillationBlock):
         self.c4: BSConvU = BSConvU(num_feat, num_feat // 2)
         self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
 
-    def _features(self, x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
-        if fuses or not all(map(_is_plain, (self.c1_r, self.c2_r, self.c3_r, self.c4))):
-            return super()._features(x, fuses)
+    def forward(self, x: Tensor) -> Tensor:
+        convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
+        if self._fuses(x) or not (all(map(_is_plain, convs)) and _is_free(self.esa) and _is_free(self.cca)):
+            return super().forward(x)
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d))
-        packed = (*(conv.packed for conv, _ in stages), self.c4.packed, packed_weights(self.c5))
-        weights = [(distil.weight, conv_bias(distil), *conv.weights()) for conv, distil in stages]
         return ops.blueprint_block(
-            x, weights, self.c4.weights(), self.c5.weight, conv_bias(self.c5), packed=packed
-        ), None
+            x,
+            [(distil.weight, conv_bias(distil), *conv.weights()) for conv, distil in stages],
+            self.c4.weights(),
+            self.c5.weight,
+            conv_bias(self.c5),
+            self.esa.weights(),
+            *self.cca.weights(self.pixel_norm),
+            conv2_padding=self.esa.conv2_padding,
+            eps=eps_of(self.pixel_norm),
+            packed=(*(conv.packed for conv in convs), packed_weights(self.c5), self.esa.packed),
+        )
 
 
 class _LocalBlock(nn.Module):

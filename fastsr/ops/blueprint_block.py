@@ -1,7 +1,7 @@
-"""blueprint_block: BSRN's block up to its ESA in one pass over the map.
+"""blueprint_block: BSRN's block as one operator, its convolutions in one pass over the map.
 
-A fusion, not an operator with backends to choose: it runs where `bsconv` and `pointwise` would run in C++ on the CPU in
-float32, without autograd. Elsewhere its parts run one behind the other.
+A fusion, not an operator with backends to choose: it runs where its parts would run in C++ on the CPU in float32,
+without autograd. Elsewhere they run one behind the other.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ from fastsr.ops import _checks
 from fastsr.ops._define import define_inference, empty_map, records
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
+from fastsr.ops.cca_norm import check_cca_weights
+from fastsr.ops.esa import check_esa_weights, check_size
+from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.pointwise import pointwise
+from fastsr.reference import ESAWeights
 
 _OP = "blueprint_block"
 _STAGES = 3
 _STAGE = ("d_weight", "d_bias", "pw_weight", "dw_weight", "dw_bias")
 
 
-def _fake(x: Tensor, weights: list[Tensor]) -> Tensor:
-    return empty_map(x, weights[-1].shape[0])
+def _fake(x: Tensor, *rest: Any) -> Tensor:
+    return empty_map(x, x.shape[1])
 
 
-def _fake_packed(x: Tensor, packed: list[Tensor], channels: int) -> Tensor:
-    return empty_map(x, channels)
-
-
-define_inference(_OP, "(Tensor x, Tensor[] weights) -> Tensor", _fake)
-define_inference(f"{_OP}_packed", "(Tensor x, Tensor[] packed, int channels) -> Tensor", _fake_packed)
+_ATTENTIONS = (
+    "int conv2_padding, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, "
+    "Tensor? norm_bias, float eps"
+)
+define_inference(_OP, f"(Tensor x, Tensor[] weights, Tensor[] esa_weights, {_ATTENTIONS}) -> Tensor", _fake)
+define_inference(f"{_OP}_packed", f"(Tensor x, Tensor[] packed, {_ATTENTIONS}) -> Tensor", _fake)
 
 
 def _check_sequence(value: Any, length: int, name: str, of: str) -> None:
@@ -52,8 +56,8 @@ def _check(x: Tensor, stages: Sequence[Any], last: Sequence[Any], c5_weight: Ten
         _check_blueprint(x, f"stages[{i}]", c, *blueprint)
         channels += d_weight.shape[0]
     _check_blueprint(x, "last", None, *last)
-    _checks.weight(_OP, x, c5_weight, "c5_weight", (None, channels + last[0].shape[0], 1, 1))
-    _checks.weight(_OP, x, c5_bias, "c5_bias", (c5_weight.shape[0],))
+    _checks.weight(_OP, x, c5_weight, "c5_weight", (c, channels + last[0].shape[0], 1, 1))
+    _checks.weight(_OP, x, c5_bias, "c5_bias", (c,))
 
 
 def _check_blueprint(
@@ -71,27 +75,39 @@ def blueprint_block(
     last: tuple[Tensor, Tensor, Tensor],
     c5_weight: Tensor,
     c5_bias: Tensor,
+    esa_weights: ESAWeights,
+    du0_weight: Tensor,
+    du0_bias: Tensor,
+    du2_weight: Tensor,
+    du2_bias: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
     *,
-    packed: Sequence[Tensor | None] = (None,) * (_STAGES + 2),
+    conv2_padding: int = 0,
+    eps: float = 1e-5,
+    packed: Sequence[Tensor | None] = (None,) * (_STAGES + 3),
 ) -> Tensor:
-    """conv1x1 of three distilled maps and a fourth convolution's: BSRN's block without its ESA (BSRN, section 3.3).
+    """BSRN's block (section 3.3): three distillation stages, a fourth convolution, a 1x1, ESA and CCA.
 
-    d_i, r_i = bsconv_stage(r_{i-1}) for i = 1, 2, 3 with r_0 = x, and the result is conv1x1(d_1, d_2, d_3,
-    GELU(bsconv(r_3))). On the CPU in float32 and without autograd the maps in between exist for a few rows only.
+    d_i, r_i = bsconv_stage(r_{i-1}) for i = 1, 2, 3 with r_0 = x, y = conv1x1(d_1, d_2, d_3, GELU(bsconv(r_3))), and
+    the result is esa_cca(y, x). On the CPU in float32 and without autograd the maps before y exist for a few rows only.
 
     Args:
-        x: [N, C, H, W].
+        x: [N, C, H, W] with H and W at least 15 (13 with `conv2_padding` 1).
         stages: of each stage d_weight, d_bias, pw_weight, dw_weight and dw_bias, as for `bsconv_stage`.
         last: pw_weight, dw_weight and dw_bias of the fourth convolution, as for `bsconv`.
-        c5_weight, c5_bias: of the 1x1 from the distilled channels and the fourth convolution's, in this order, to K.
-        packed: what `pack_bsconv` made of each stage's weights and of `last`, and `pack_pointwise` of c5's; used where
-            one pass is taken.
+        c5_weight, c5_bias: of the 1x1 from the distilled channels and the fourth convolution's, in this order, to C.
+        esa_weights, conv2_padding: as for `esa`.
+        du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps: as for `cca_norm`.
+        packed: what `pack_bsconv` made of each stage's weights and of `last`, `pack_pointwise` of c5's and `pack_esa`
+            of the ESA's; used where this is one operator.
 
     Returns:
-        [N, K, H, W] in the dtype of `x`.
+        [N, C, H, W] in the dtype of `x`.
 
     Raises:
-        InputError: a wrong rank, shape, dtype or device, other than 3x3 filters, or not three stages.
+        InputError: a wrong rank, shape, dtype or device, other than 3x3 filters, not three stages, or an image that is
+            too small.
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map(_OP, x)
@@ -99,27 +115,34 @@ def blueprint_block(
     for i, stage in enumerate(stages):
         _check_sequence(stage, len(_STAGE), f"stages[{i}]", ", ".join(_STAGE))
     _check_sequence(last, len(_STAGE) - 2, "last", ", ".join(_STAGE[2:]))
-    of = "what was packed for the stages, for last and for c5, or None"
-    _check_sequence(packed, _STAGES + 2, "packed", of)
+    of = "what was packed for the stages, for last, for c5 and for the ESA, or None"
+    _check_sequence(packed, _STAGES + 3, "packed", of)
     if not all(p is None or isinstance(p, Tensor) for p in packed):
         raise InputError(f"{_OP}: packed holds something else than tensors; pass {of}")
     _check(x, stages, last, c5_weight, c5_bias)
+    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
+    check_size(_OP, x, esa_weights, conv2_padding)
+    check_esa_weights(_OP, x, esa_weights)
+    check_cca_weights(_OP, x, x, *parameters)
     weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
-    if not _fuses(x, weights, len({stage[0].shape[0] for stage in stages}) == 1):
-        return _in_parts(x, stages, last, c5_weight, c5_bias, packed)
+    if not _fuses(x, (*weights, *esa_weights, *parameters), len({stage[0].shape[0] for stage in stages}) == 1):
+        y = _in_parts(x, stages, last, c5_weight, c5_bias, packed)
+        settings: Any = {"conv2_padding": conv2_padding, "eps": eps, "packed": packed[-1], "overwrite": True}
+        return esa_cca(y, x, esa_weights, *parameters, **settings)
+    rest = (conv2_padding, *parameters, eps)
     if all(p is not None and p.device == x.device and p.dtype == torch.float32 for p in packed):
-        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), c5_weight.shape[0])
-    return torch.ops.fastsr.blueprint_block(x, weights)
+        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), *rest)
+    return torch.ops.fastsr.blueprint_block(x, weights, list(esa_weights), *rest)
 
 
-def _fuses(x: Tensor, weights: Sequence[Tensor], are_alike: bool) -> bool:
-    """Whether one pass can be taken; its kernel wants stages that distil alike.
+def _fuses(x: Tensor, weights: Sequence[Tensor | None], are_alike: bool) -> bool:
+    """Whether this is one operator; its kernel wants stages that distil alike.
 
     Not in a trace of torch.jit, which may be asked for gradients and be given other dtypes.
     """
     if not are_alike or x.dtype != torch.float32 or torch.jit.is_tracing() or records(x, *weights):
         return False
-    return select("bsconv", x) == "cpu" and select("pointwise", x) == "cpu"
+    return all(select(op, x) == "cpu" for op in ("bsconv", "pointwise", "esa", "cca_norm"))
 
 
 def _in_parts(
@@ -130,9 +153,10 @@ def _in_parts(
     c5_bias: Tensor,
     packed: Sequence[Tensor | None],
 ) -> Tensor:
+    """The block up to its ESA."""
     maps = []
     for stage, weights in zip(stages, packed, strict=False):
         distilled, x = bsconv_stage(x, *stage, packed=weights)
         maps.append(distilled)
     maps.append(bsconv(x, *last, activation="gelu", packed=packed[_STAGES]))
-    return pointwise(maps, c5_weight, c5_bias, packed=packed[-1])
+    return pointwise(maps, c5_weight, c5_bias, packed=packed[_STAGES + 1])

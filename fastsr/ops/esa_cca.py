@@ -1,7 +1,7 @@
-"""esa_cca: enhanced spatial attention and `cca_norm` behind it, on a GPU in one pass less over the map.
+"""esa_cca: enhanced spatial attention and `cca_norm` behind it, in one pass less over the map.
 
-Like `mixer_block` a fusion and not an operator with backends to choose: on a CPU, and with autograd, `esa` and
-`cca_norm` run one behind the other.
+Like `mixer_block` a fusion and not an operator with backends to choose: with autograd, and on a CPU where `x` is still
+needed, `esa` and `cca_norm` run one behind the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsr import _cuda, _gelu, _triton
 from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._define import empty_map, fuses_on_cuda, fuses_on_triton
+from fastsr.ops._define import define_over, empty_map, fuses_on_cuda, fuses_on_triton, may_overwrite, takes_packed
 from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
 from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa
 from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
@@ -36,6 +36,13 @@ _triton.define_fusion(
     "Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor",
     _fake,
 )
+
+_OVER = (
+    "int conv2_padding, Tensor du0_weight, Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, "
+    "Tensor? norm_bias, float eps) -> ()"
+)
+define_over("esa_cca", f"(Tensor(a!) x, Tensor shortcut, Tensor[] esa_weights, {_OVER}")
+define_over("esa_cca_packed", f"(Tensor(a!) x, Tensor shortcut, Tensor packed, {_OVER}")
 
 
 def _fusing_backend(
@@ -69,6 +76,8 @@ def esa_cca(
     *,
     conv2_padding: int = 0,
     eps: float = 1e-5,
+    packed: Tensor | None = None,
+    overwrite: bool = False,
     reduced: Tensor | None = None,
 ) -> Tensor:
     """cca_norm(esa(x), shortcut): the end of a distillation block (ALKDNet, section 3.2; BSRN, section 3.3).
@@ -78,6 +87,8 @@ def esa_cca(
         shortcut: [N, C, H, W], the block's input.
         esa_weights, conv2_padding: as for `esa`.
         du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps: as for `cca_norm`.
+        packed: what `pack_esa` made of `esa_weights`; used where the CPU kernels run without autograd.
+        overwrite: `x` is not needed any more, and may be returned with the result in it.
         reduced: what `alk_condense` or `pointwise_reduce` returned beside `x`, or None: then it is computed here.
 
     Returns:
@@ -89,12 +100,19 @@ def esa_cca(
     """
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     _checks.feature_map("esa_cca", x)
-    backend = _fusing_backend(x, shortcut, esa_weights, parameters)
-    if backend is None:
-        return cca_norm(esa(x, esa_weights, conv2_padding=conv2_padding), shortcut, *parameters, eps=eps)
     check_size("esa_cca", x, esa_weights, conv2_padding)
     check_esa_weights("esa_cca", x, esa_weights)
     check_cca_weights("esa_cca", x, shortcut, *parameters)
+    backend = _fusing_backend(x, shortcut, esa_weights, parameters)
+    if backend is None:
+        if overwrite and _may_overwrite(x, shortcut, *esa_weights, *parameters):
+            if takes_packed("esa", packed, x, *esa_weights):
+                torch.ops.fastsr.esa_cca_packed_(x, shortcut, packed, conv2_padding, *parameters, eps)
+            else:
+                torch.ops.fastsr.esa_cca_(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
+            return x
+        y = esa(x, esa_weights, conv2_padding=conv2_padding, packed=packed, overwrite=overwrite)
+        return cca_norm(y, shortcut, *parameters, eps=eps, overwrite=True)
     if backend == "triton":
         return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
     if reduced is not None:
@@ -102,3 +120,9 @@ def esa_cca(
     return torch.ops.fastsr._cuda_esa_cca(
         x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps, _gelu.code()
     )
+
+
+def _may_overwrite(x: Tensor, shortcut: Tensor, *weights: Tensor | None) -> bool:
+    """Whether both can run on the CPU, over x."""
+    same = shortcut.dtype == x.dtype  # or else the addition unites them, under autocast
+    return same and may_overwrite("esa", x, shortcut, *weights) and may_overwrite("cca_norm", x)

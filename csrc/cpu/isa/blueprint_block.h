@@ -15,12 +15,14 @@ struct BlueprintBlock {
     const float *d_weight, *d_bias;  // of the distilled 1x1; the last part has none
   };
   int64_t c, h, w;
-  int64_t d, last, k;  // channels: of a distilled map, of the fourth convolution, of the result
+  int64_t d, last, k;  // channels: of a distilled map, of the fourth convolution, of y
+  int64_t inner;       // channels of what the ESA begins with, a multiple of kChannelBlock
   int64_t strip_width;
   Part parts[kStages + 1];
-  const float *fuse, *fuse_bias;  // [stages * d + last][padded k], [padded k]
+  const float *fuse, *fuse_bias;      // [stages * d + last][padded k], [padded k]
+  const float *reduce, *reduce_bias;  // [k][inner], [inner]
   FeatureRows<const float> x;
-  FeatureRows<float> y;
+  FeatureRows<float> y, reduced;
 };
 
 struct BlueprintBlockKernels {

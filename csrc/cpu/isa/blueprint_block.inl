@@ -1,12 +1,12 @@
 // blueprint_block for one instruction set: BSRN's block up to its ESA.
 //
 //   r_0 = x,  d_i = gelu(D_i r_i),  r_(i+1) = gelu(bsconv_i(r_i) + r_i)  for i = 0, 1, 2
-//   y = W [d_0, d_1, d_2, gelu(bsconv_3(r_3))] + b
+//   y = W [d_0, d_1, d_2, gelu(bsconv_3(r_3))] + b,  and what the ESA begins with: reduced = V y + c
 //
 // A tile takes a few rows through all of it: every convolution goes one row further down than the one behind it, and
 // where a tile goes on from the one above, it finds what reaches into it in the rings of u and in the last rows of r_i.
-// So x is read and y written once, and what lies between stays in the second- and third-level cache (1.7 MB for strips
-// of 128 with 64 channels). Columns beyond a strip are computed again in the next one.
+// So x is read and both results are written once, and what lies between stays in the second- and third-level cache (1.7
+// MB for strips of 128 with 64 channels). Columns beyond a strip are computed again in the next one.
 #include "bsconv.inl"
 #include "rows.inl"
 
@@ -81,7 +81,11 @@ void fuse_row(const BlueprintBlock& a, const StripTile& t, int64_t y, const Feat
       segments[i] = {s.distilled[i], a.d, a.d};
     }
     segments[kStages] = {last.at(t.n, y, x), last.stride_w, a.last};
-    row_gemm({segments, kStages + 1, count, a.fuse, columns, a.fuse_bias, 0, a.y.at(t.n, y, x), a.y.stride_w, a.k});
+    float* to = a.y.at(t.n, y, x);
+    row_gemm({segments, kStages + 1, count, a.fuse, columns, a.fuse_bias, 0, to, a.y.stride_w, a.k});
+    const RowSegment made{to, a.y.stride_w, a.k};
+    row_gemm(
+        {&made, 1, count, a.reduce, a.inner, a.reduce_bias, 0, a.reduced.at(t.n, y, x), a.reduced.stride_w, a.inner});
   }
 }
 
