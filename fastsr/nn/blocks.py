@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -147,6 +149,8 @@ class ALKDB(_DistillationBlock):
 class ESDB(_DistillationBlock):
     """Efficient separable distillation block (BSRN, section 3.3); with `pixel_norm`, ALKDNet's ablation."""
 
+    arguments: tuple[list[Any], dict[str, Any]] | None = None  # looked up once, when they are packed
+
     def __init__(
         self, num_feat: int = 64, esa_channels: int = 16, pixel_norm: bool = False, conv2_padding: int = 0
     ) -> None:
@@ -161,19 +165,32 @@ class ESDB(_DistillationBlock):
         convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
         if self._fuses(x) or not (all(map(_is_plain, convs)) and _is_free(self.esa) and _is_free(self.cca)):
             return super().forward(x)
+        weights, settings = self.arguments or self._arguments()
+        return ops.blueprint_block(x, *weights, **settings)
+
+    def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Those of `fastsr.ops.blueprint_block` behind x."""
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d))
-        return ops.blueprint_block(
-            x,
+        convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
+        weights = [
             [(distil.weight, conv_bias(distil), *conv.weights()) for conv, distil in stages],
             self.c4.weights(),
             self.c5.weight,
             conv_bias(self.c5),
             self.esa.weights(),
             *self.cca.weights(self.pixel_norm),
-            conv2_padding=self.esa.conv2_padding,
-            eps=eps_of(self.pixel_norm),
-            packed=(*(conv.packed for conv in convs), packed_weights(self.c5), self.esa.packed),
-        )
+        ]
+        packed = (*(conv.packed for conv in convs), packed_weights(self.c5), self.esa.packed)
+        return weights, {
+            "conv2_padding": self.esa.conv2_padding,
+            "eps": eps_of(self.pixel_norm),
+            "packed": packed,
+        }
+
+    def pack(self) -> None:
+        """As in the distillation blocks."""
+        super().pack()
+        self.arguments = self._arguments()
 
 
 class _LocalBlock(nn.Module):

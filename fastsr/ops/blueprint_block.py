@@ -119,30 +119,43 @@ def blueprint_block(
     _check_sequence(packed, _STAGES + 3, "packed", of)
     if not all(p is None or isinstance(p, Tensor) for p in packed):
         raise InputError(f"{_OP}: packed holds something else than tensors; pass {of}")
-    _check(x, stages, last, c5_weight, c5_bias)
-    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     check_size(_OP, x, esa_weights, conv2_padding)
+    parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
+    rest = (conv2_padding, *parameters, eps)
+    weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
+    fuses = _distil_alike(stages) and _fuses(x, (*weights, *esa_weights, *parameters))
+    if fuses and _fit(packed, x, c5_weight):
+        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), *rest)
+    _check(x, stages, last, c5_weight, c5_bias)
     check_esa_weights(_OP, x, esa_weights)
     check_cca_weights(_OP, x, x, *parameters)
-    weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
-    if not _fuses(x, (*weights, *esa_weights, *parameters), len({stage[0].shape[0] for stage in stages}) == 1):
-        y = _in_parts(x, stages, last, c5_weight, c5_bias, packed)
-        settings: Any = {"conv2_padding": conv2_padding, "eps": eps, "packed": packed[-1], "overwrite": True}
-        return esa_cca(y, x, esa_weights, *parameters, **settings)
-    rest = (conv2_padding, *parameters, eps)
-    if all(p is not None and p.device == x.device and p.dtype == torch.float32 for p in packed):
-        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), *rest)
-    return torch.ops.fastsr.blueprint_block(x, weights, list(esa_weights), *rest)
+    if fuses:
+        return torch.ops.fastsr.blueprint_block(x, weights, list(esa_weights), *rest)
+    y = _in_parts(x, stages, last, c5_weight, c5_bias, packed)
+    settings: Any = {"conv2_padding": conv2_padding, "eps": eps, "packed": packed[-1], "overwrite": True}
+    return esa_cca(y, x, esa_weights, *parameters, **settings)
 
 
-def _fuses(x: Tensor, weights: Sequence[Tensor | None], are_alike: bool) -> bool:
-    """Whether this is one operator; its kernel wants stages that distil alike.
+def _fuses(x: Tensor, weights: Sequence[Any]) -> bool:
+    """Whether this is one operator.
 
     Not in a trace of torch.jit, which may be asked for gradients and be given other dtypes.
     """
-    if not are_alike or x.dtype != torch.float32 or torch.jit.is_tracing() or records(x, *weights):
+    if x.dtype != torch.float32 or torch.jit.is_tracing() or records(x, *weights):
         return False
     return all(select(op, x) == "cpu" for op in ("bsconv", "pointwise", "esa", "cca_norm"))
+
+
+def _distil_alike(stages: Sequence[Sequence[Any]]) -> bool:
+    """Whether all stages distil as many channels, as the kernel wants them to."""
+    return len({stage[0].shape[:1] for stage in stages if isinstance(stage[0], Tensor)}) == 1
+
+
+def _fit(packed: Sequence[Tensor | None], x: Tensor, c5_weight: Tensor) -> bool:
+    """Whether all weights are packed for the CPU; a map of other channels is left to the usual checks."""
+    if not isinstance(c5_weight, Tensor) or x.shape[1] != c5_weight.shape[0]:
+        return False
+    return all(p is not None and p.device == x.device and p.dtype == torch.float32 for p in packed)
 
 
 def _in_parts(
