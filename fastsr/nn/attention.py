@@ -16,6 +16,7 @@ class PlainESA(nn.Module):
     """Enhanced spatial attention with plain convolutions (RLFN, MLRN)."""
 
     packed: Tensor | None = None  # as in ALKConv
+    kept: PlainESAWeights | None = None  # as there
 
     def __init__(self, num_feat: int, esa_channels: int = 16) -> None:
         super().__init__()
@@ -36,6 +37,8 @@ class PlainESA(nn.Module):
         return esa_min_size(self.conv2_padding)
 
     def weights(self) -> PlainESAWeights:
+        if self.kept:
+            return self.kept
         convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
         return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
 
@@ -46,13 +49,16 @@ class PlainESA(nn.Module):
 
     def pack(self) -> None:
         """Pack the weights; later changes of them have no effect."""
-        self.packed = ops.pack_esa(self.weights())
+        self.kept = None
+        self.kept = self.weights()
+        self.packed = ops.pack_esa(self.kept)
 
 
 class BlueprintESA(nn.Module):
     """Enhanced spatial attention with blueprint separable convolutions (BSRN, ALKDNet)."""
 
     packed: Tensor | None = None  # as in ALKConv
+    kept: BlueprintESAWeights | None = None  # as there
 
     def __init__(self, num_feat: int, esa_channels: int = 16, conv2_padding: int = 1) -> None:
         super().__init__()
@@ -75,6 +81,8 @@ class BlueprintESA(nn.Module):
         return esa_min_size(self.conv2_padding)
 
     def weights(self) -> BlueprintESAWeights:
+        if self.kept:
+            return self.kept
         values = [self.conv1.weight, conv_bias(self.conv1)]
         for separable in (self.conv2, self.conv_max, self.conv3, self.conv3_):
             values += [separable.pw.weight, separable.dw.weight, conv_bias(separable.dw)]
@@ -89,7 +97,9 @@ class BlueprintESA(nn.Module):
 
     def pack(self) -> None:
         """Pack the weights; later changes of them have no effect."""
-        self.packed = ops.pack_esa(self.weights())
+        self.kept = None
+        self.kept = self.weights()
+        self.packed = ops.pack_esa(self.kept)
 
 
 def eps_of(norm: PixelNorm | None) -> float:

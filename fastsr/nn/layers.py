@@ -175,6 +175,7 @@ class ALKConv(nn.Module):
     """Asymmetric large-kernel convolution (`fastsr.ops.alk_conv`), with the official children's names."""
 
     packed: Tensor | None = None  # the weights in the kernel's order, in inference copies only (`fastsr.freeze`)
+    kept: ALKConvWeights | None = None  # the weights themselves, looked up once, in the same copies
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 9, eps: float = 1e-6) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class ALKConv(nn.Module):
         self.norm = PixelNorm(out_channels, eps)
 
     def weights(self) -> ALKConvWeights:
-        return ALKConvWeights(
+        return self.kept or ALKConvWeights(
             self.pw.weight,
             self.LoRA1.weight,
             conv_bias(self.LoRA1),
@@ -209,8 +210,10 @@ class ALKConv(nn.Module):
 
     def pack(self, distil: nn.Conv2d | None = None) -> None:
         """Pack the weights for `forward`, or with `distil` for `stage`; later changes of them have no effect."""
+        self.kept = None
+        self.kept = self.weights()
         distilling = () if distil is None else (distil.weight, conv_bias(distil))
-        self.packed = ops.pack_alk_conv(self.weights(), *distilling)
+        self.packed = ops.pack_alk_conv(self.kept, *distilling)
 
 
 class PixelShuffleUp(nn.Sequential):

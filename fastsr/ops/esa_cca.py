@@ -101,16 +101,17 @@ def esa_cca(
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     _checks.feature_map("esa_cca", x)
     check_size("esa_cca", x, esa_weights, conv2_padding)
-    check_esa_weights("esa_cca", x, esa_weights)
     check_cca_weights("esa_cca", x, shortcut, *parameters)
+    in_place = overwrite and _may_overwrite(x, shortcut, *esa_weights, *parameters)
+    if in_place and takes_packed("esa", packed, x, *esa_weights):
+        torch.ops.fastsr.esa_cca_packed_(x, shortcut, packed, conv2_padding, *parameters, eps)
+        return x
+    check_esa_weights("esa_cca", x, esa_weights)
+    if in_place:
+        torch.ops.fastsr.esa_cca_(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
+        return x
     backend = _fusing_backend(x, shortcut, esa_weights, parameters)
     if backend is None:
-        if overwrite and _may_overwrite(x, shortcut, *esa_weights, *parameters):
-            if takes_packed("esa", packed, x, *esa_weights):
-                torch.ops.fastsr.esa_cca_packed_(x, shortcut, packed, conv2_padding, *parameters, eps)
-            else:
-                torch.ops.fastsr.esa_cca_(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
-            return x
         y = esa(x, esa_weights, conv2_padding=conv2_padding, packed=packed, overwrite=overwrite)
         return cca_norm(y, shortcut, *parameters, eps=eps, overwrite=True)
     if backend == "triton":
