@@ -37,7 +37,8 @@ test: setup
 
 # The compiled operators' tests once under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 SANITIZED := build/sanitize
-KERNEL_TESTS = $(shell grep -l kernel_checks tests/test_*.py)
+KERNEL_TESTS = $(shell grep -l kernel_checks tests/test_*.py) \
+  $(addprefix tests/test_,bad_input.py bare_shapes.py freeze.py half.py)
 
 sanitize: setup
 	@FASTSR_BUILD=1 FASTSR_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib >/dev/null

@@ -148,7 +148,7 @@ def test_opcheck(layout: str) -> None:
     call = torch.ops.fastsr.blueprint_block.default
     torch.library.opcheck(call, (x, weights[:CONVOLUTIONS], esa, *rest), test_utils=tests)
     call = torch.ops.fastsr.blueprint_block_packed.default
-    torch.library.opcheck(call, (x, packed_weights(weights), *rest), test_utils=tests)
+    torch.library.opcheck(call, (x, packed_weights(weights), 4, *rest), test_utils=tests)
 
 
 def test_compiles_in_one_graph() -> None:
@@ -204,20 +204,22 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
     esa, rest = operands(weights)
     call = torch.ops.fastsr.blueprint_block_packed
     with pytest.raises(RuntimeError, match="5 packed weights"):
-        call(x, packed[:5], *rest)
+        call(x, packed[:5], 4, *rest)
     for i in range(6):
         other = packed[5 - i]
         with pytest.raises(RuntimeError, match=r"blueprint_block: (packed|part|the 1x1)"):
-            call(x, [*packed[:i], other, *packed[i + 1 :]], *rest)
+            call(x, [*packed[:i], other, *packed[i + 1 :]], 4, *rest)
         with pytest.raises(RuntimeError, match="blueprint_block: packed has"):
-            call(x, [*packed[:i], packed[i][:-1], *packed[i + 1 :]], *rest)
+            call(x, [*packed[:i], packed[i][:-1], *packed[i + 1 :]], 4, *rest)
     fewer = packed_weights(inputs((1, 5, 15, 16), 4, 4, 4, False)[1:])
     with pytest.raises(RuntimeError, match="packed are weights for 5 channels, and x has 8"):
-        call(x, [*packed[:5], fewer[5]], *rest)
+        call(x, [*packed[:5], fewer[5]], 4, *rest)
     with pytest.raises(RuntimeError, match="part 0 is packed from 5 to 5"):
-        call(x, [*fewer[:5], packed[5]], *rest)
+        call(x, [*fewer[:5], packed[5]], 4, *rest)
+    with pytest.raises(RuntimeError, match="packed are blueprint weights with 4 inner channels; pass blueprint ones with 8"):
+        call(x, packed, 8, *rest)
     with pytest.raises(RuntimeError, match="float32"):
-        call(x.half(), packed, *rest)
+        call(x.half(), packed, 4, *rest)
     with pytest.raises(RuntimeError, match="19 weights; pass 20"):
         torch.ops.fastsr.blueprint_block(x, weights[1:CONVOLUTIONS], esa, *rest)
 

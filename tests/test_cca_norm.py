@@ -51,6 +51,15 @@ def test_reads_every_layout(layout: str, dtype: torch.dtype) -> None:
     assert_twice_rule(ops.cca_norm, case((2, 24, 6, 11), layout, dtype))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+def test_few_channels_that_are_equal(cpu_isa: str, channels: int) -> None:
+    """A pixel whose channels agree is its mean exactly: the norm would multiply a rounding error by 316."""
+    inputs = case((1, channels, 6, 40))
+    inputs[0] = inputs[0][:, :1].expand(-1, channels, -1, -1).contiguous(memory_format=torch.channels_last)
+    inputs[4], inputs[5] = torch.zeros_like(inputs[4]), torch.full_like(inputs[5], 0.3)  # one scale for all
+    assert_twice_rule(ops.cca_norm, inputs, gradients=False)
+
+
 def test_a_larger_map_is_within_twice_the_error() -> None:
     assert_twice_rule(ops.cca_norm, case((1, 64, 96, 112)))
 

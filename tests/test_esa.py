@@ -101,6 +101,20 @@ def test_results_do_not_depend_on_threads(form: type) -> None:
     assert_repeatable(function(form, 1), case((2, 64, 33, 70), 16, form))
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1], ids=hex)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_no_nan_is_lost_whatever_its_bits(cpu_isa: str, form: type, bits: int) -> None:
+    """In any weight, at its first, middle and last element; the gate's exponential works on bits."""
+    inputs = case((1, 18, 15, 16), 5, form)
+    for i in range(1, len(inputs)):
+        for at in {0, inputs[i].numel() // 2, inputs[i].numel() - 1}:
+            spoilt = [t.clone() for t in inputs]
+            spoilt[i].view(torch.int32).view(-1)[at] = bits
+            want = results(function(form, 0), [t.double() for t in spoilt], "reference", gradients=False)[0]
+            y = function(form, 0)(*spoilt)
+            assert not (want.isnan() & ~y.isnan()).any(), (form._fields[i - 1], at)
+
+
 def test_nan_propagates_to_where_the_reference_has_it() -> None:
     inputs = case((2, 8, 40, 40), 16, BlueprintESAWeights)
     inputs[0][1, 3, 2, 2] = torch.nan

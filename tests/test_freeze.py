@@ -344,13 +344,17 @@ def test_packed_operators_refuse_what_does_not_fit(cpu_kernels: None) -> None:
         call.conv3x3_gelu_packed(x, dense, 12, None, 3)
     for bad in (plain, esa[:-1], esa[:40]):
         with pytest.raises(RuntimeError, match="esa_packed: packed"):
-            call.esa_packed(wide, bad, 1)
+            call.esa_packed(wide, bad, 12, True, 1)
     with pytest.raises(RuntimeError, match="packed are weights for 8 channels, and x has 20"):
         call.alk_conv_packed(wide, plain, 8, 5, 1e-6, 0)
     with pytest.raises(RuntimeError, match="packed are weights of 5 taps; pass ones of 7"):
         call.alk_conv_packed(x, plain, 8, 7, 1e-6, 0)
     with pytest.raises(RuntimeError, match="pass at least 13x13"):
-        call.esa_packed(wide[..., :12], esa, 1)
+        call.esa_packed(wide[..., :12], esa, 12, True, 1)
+    with pytest.raises(
+        RuntimeError, match="packed are blueprint weights with 12 inner channels; pass plain ones with 8"
+    ):
+        call.esa_packed(wide, esa, 8, False, 1)
     damaged = plain.clone()
     damaged[3] = torch.nan
     with pytest.raises(RuntimeError, match="alk_conv_packed: packed"):
@@ -388,7 +392,7 @@ def test_opcheck(cpu_kernels: None) -> None:
         for op, arguments in (
             (torch.ops.fastsr.alk_conv_packed, (x, ops.pack_alk_conv(conv.weights()), 8, 5, 1e-6, 1)),
             (torch.ops.fastsr.alk_stage_packed, (x, ops.pack_alk_conv(conv.weights(), *d), 3, 5, 1e-6)),
-            (torch.ops.fastsr.esa_packed, (x, ops.pack_esa(esa_weights(c=8)), 1)),
+            (torch.ops.fastsr.esa_packed, (x, ops.pack_esa(esa_weights(c=8)), 12, True, 1)),
             (torch.ops.fastsr.conv3x3_gelu_packed, (x, dense, 8, x, 1)),
         ):
             torch.library.opcheck(op.default, arguments)

@@ -74,13 +74,13 @@ Tensor run(const Tensor& x, const std::vector<Tensor>& packed, const esa::Weight
 }
 
 // packed: as above, and of the ESA.
-Tensor blueprint_block_packed(const Tensor& x, const std::vector<Tensor>& packed, int64_t conv2_padding,
+Tensor blueprint_block_packed(const Tensor& x, const std::vector<Tensor>& packed, int64_t inner, int64_t conv2_padding,
                               const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight,
                               const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
                               const std::optional<Tensor>& norm_bias, double eps) {
   STD_TORCH_CHECK(packed.size() == kStages + 3, kOp, ": ", packed.size(), " packed weights; pass those of ", kStages,
                   " stages, of the last convolution, of the 1x1 behind them and of the ESA");
-  return run(x, packed, esa::unpack(kOp, x, packed.back(), conv2_padding),
+  return run(x, packed, esa::unpack(kOp, x, packed.back(), inner, true, conv2_padding),
              {du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps});
 }
 

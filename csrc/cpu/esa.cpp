@@ -35,12 +35,12 @@ void esa_over(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2
   forward_over(x, forward_weights(x, weights, conv2_padding));
 }
 
-Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
-  return forward(x, unpack("esa_packed", x, packed, conv2_padding));
+Tensor esa_packed(const Tensor& x, const Tensor& packed, int64_t inner, bool separable, int64_t conv2_padding) {
+  return forward(x, unpack("esa_packed", x, packed, inner, separable, conv2_padding));
 }
 
-void esa_packed_over(const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
-  forward_over(x, unpack("esa_packed", x, packed, conv2_padding));
+void esa_packed_over(const Tensor& x, const Tensor& packed, int64_t inner, bool separable, int64_t conv2_padding) {
+  forward_over(x, unpack("esa_packed", x, packed, inner, separable, conv2_padding));
 }
 
 }  // namespace

@@ -35,11 +35,11 @@ void esa_cca_over(const Tensor& x, const Tensor& shortcut, const std::vector<Ten
        {du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps});
 }
 
-void esa_cca_packed_over(const Tensor& x, const Tensor& shortcut, const Tensor& packed, int64_t conv2_padding,
-                         const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight,
-                         const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
+void esa_cca_packed_over(const Tensor& x, const Tensor& shortcut, const Tensor& packed, int64_t inner, bool separable,
+                         int64_t conv2_padding, const Tensor& du0_weight, const Tensor& du0_bias,
+                         const Tensor& du2_weight, const Tensor& du2_bias, const std::optional<Tensor>& norm_weight,
                          const std::optional<Tensor>& norm_bias, double eps) {
-  over(x, shortcut, esa::unpack("esa_cca_packed", x, packed, conv2_padding),
+  over(x, shortcut, esa::unpack("esa_cca_packed", x, packed, inner, separable, conv2_padding),
        {du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias, eps});
 }
 

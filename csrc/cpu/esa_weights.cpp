@@ -170,14 +170,17 @@ Tensor esa_pack(const std::vector<Tensor>& weights) {
   return packed.tensor();
 }
 
-Weights unpack(const char* op, const Tensor& x, const Tensor& packed, int64_t conv2_padding) {
+Weights unpack(const char* op, const Tensor& x, const Tensor& packed, int64_t inner, bool separable,
+               int64_t conv2_padding) {
   check_size(x, conv2_padding);
   const PackedWeights weights(op, PackedFor::kEsa, packed);
   STD_TORCH_CHECK(weights.fact(0) == x.size(1), op, ": packed are weights for ", weights.fact(0),
                   " channels, and x has ", x.size(1));
-  STD_TORCH_CHECK(weights.fact(1) > 0 && (weights.fact(2) == 0 || weights.fact(2) == 1), op,
-                  ": packed are no weights packed for this operator; pass what its _pack operator returned");
-  Weights w = outline(weights.fact(0), weights.fact(1), weights.fact(2) == 1, conv2_padding);
+  const auto form = [](bool is_blueprint) { return is_blueprint ? "blueprint" : "plain"; };
+  STD_TORCH_CHECK(inner > 0 && weights.fact(1) == inner && weights.fact(2) == separable, op, ": packed are ",
+                  form(weights.fact(2) == 1), " weights with ", weights.fact(1), " inner channels; pass ",
+                  form(separable), " ones with ", inner);
+  Weights w = outline(weights.fact(0), inner, separable, conv2_padding);
   w.folded = w.separable;
   int64_t size = 0;
   over_parts(w, [&](const float*& part, int64_t count) {

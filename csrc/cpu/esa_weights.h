@@ -49,8 +49,9 @@ void check_size(const Tensor& x, int64_t conv2_padding);
 // Weights for the forward of x, folded.
 Weights forward_weights(const Tensor& x, const std::vector<Tensor>& weights, int64_t conv2_padding);
 
-// The same from what esa_pack returned, for `op`; they point into `packed`.
-Weights unpack(const char* op, const Tensor& x, const Tensor& packed, int64_t conv2_padding);
+// The same from what esa_pack returned for weights of that form, for `op`; they point into `packed`.
+Weights unpack(const char* op, const Tensor& x, const Tensor& packed, int64_t inner, bool separable,
+               int64_t conv2_padding);
 
 // fastsr::esa_pack.
 Tensor esa_pack(const std::vector<Tensor>& weights);

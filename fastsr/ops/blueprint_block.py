@@ -19,7 +19,7 @@ from fastsr.ops._define import define_inference, empty_map, records
 from fastsr.ops.bsconv import bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
 from fastsr.ops.cca_norm import check_cca_weights
-from fastsr.ops.esa import check_esa_weights, check_size
+from fastsr.ops.esa import check_esa_weights, check_size, form_of
 from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.pointwise import pointwise
 from fastsr.reference import ESAWeights
@@ -38,7 +38,7 @@ _ATTENTIONS = (
     "Tensor? norm_bias, float eps"
 )
 define_inference(_OP, f"(Tensor x, Tensor[] weights, Tensor[] esa_weights, {_ATTENTIONS}) -> Tensor", _fake)
-define_inference(f"{_OP}_packed", f"(Tensor x, Tensor[] packed, {_ATTENTIONS}) -> Tensor", _fake)
+define_inference(f"{_OP}_packed", f"(Tensor x, Tensor[] packed, int inner, {_ATTENTIONS}) -> Tensor", _fake)
 
 
 def _check_sequence(value: Any, length: int, name: str, of: str) -> None:
@@ -125,7 +125,7 @@ def blueprint_block(
     weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
     fuses = _distil_alike(stages) and _fuses(x, (*weights, *esa_weights, *parameters))
     if fuses and _fit(packed, x, c5_weight):
-        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), *rest)
+        return torch.ops.fastsr.blueprint_block_packed(x, list(packed), form_of(esa_weights)[0], *rest)
     _check(x, stages, last, c5_weight, c5_bias)
     check_esa_weights(_OP, x, esa_weights)
     check_cca_weights(_OP, x, x, *parameters)

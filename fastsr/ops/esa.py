@@ -72,6 +72,11 @@ def check_esa_weights(op: str, x: Tensor, weights: ESAWeights) -> None:
         _checks.weight(op, x, value, name, shape)
 
 
+def form_of(weights: ESAWeights) -> tuple[int, bool]:
+    """Inner channels, and whether it is the blueprint form."""
+    return weights.conv1_weight.shape[0], isinstance(weights, BlueprintESAWeights)
+
+
 def _reduced_size(x: Tensor, inner: int) -> tuple[int, ...]:
     return (x.shape[0], (inner + 15) // 16 * 16, *x.shape[2:])
 
@@ -128,11 +133,11 @@ torch.library.register_fake("fastsr::_cuda_esa_reduced", _fake_reduced, lib=LIB)
 define_packed(
     "esa",
     "(Tensor[] weights) -> Tensor",
-    {"esa_packed": "(Tensor x, Tensor packed, int conv2_padding) -> Tensor"},
-    {"esa_packed": lambda x, packed, conv2_padding: empty_map(x, x.shape[1])},
+    {"esa_packed": "(Tensor x, Tensor packed, int inner, bool separable, int conv2_padding) -> Tensor"},
+    {"esa_packed": lambda x, packed, inner, separable, conv2_padding: empty_map(x, x.shape[1])},
 )
 define_over("esa", "(Tensor(a!) x, Tensor[] weights, int conv2_padding) -> ()")
-define_over("esa_packed", "(Tensor(a!) x, Tensor packed, int conv2_padding) -> ()")
+define_over("esa_packed", "(Tensor(a!) x, Tensor packed, int inner, bool separable, int conv2_padding) -> ()")
 
 
 def pack_esa(weights: ESAWeights) -> Tensor | None:
@@ -187,9 +192,10 @@ def esa(
         check_reduced("esa", x, reduced, weights)
         return torch.ops.fastsr._cuda_esa_reduced(x, reduced, list(weights), conv2_padding, _gelu.code())
     if takes_packed("esa", packed, x, *weights):
+        form = form_of(weights)
         if not (overwrite and may_overwrite("esa", x)):
-            return torch.ops.fastsr.esa_packed(x, packed, conv2_padding)
-        torch.ops.fastsr.esa_packed_(x, packed, conv2_padding)
+            return torch.ops.fastsr.esa_packed(x, packed, *form, conv2_padding)
+        torch.ops.fastsr.esa_packed_(x, packed, *form, conv2_padding)
         return x
     check_esa_weights("esa", x, weights)
     backend = select("esa", x)

@@ -16,7 +16,7 @@ from fastsr._native import LIB
 from fastsr.ops import _checks
 from fastsr.ops._define import define_over, empty_map, fuses_on_cuda, fuses_on_triton, may_overwrite, takes_packed
 from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
-from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa
+from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa, form_of
 from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
@@ -42,7 +42,7 @@ _OVER = (
     "Tensor? norm_bias, float eps) -> ()"
 )
 define_over("esa_cca", f"(Tensor(a!) x, Tensor shortcut, Tensor[] esa_weights, {_OVER}")
-define_over("esa_cca_packed", f"(Tensor(a!) x, Tensor shortcut, Tensor packed, {_OVER}")
+define_over("esa_cca_packed", f"(Tensor(a!) x, Tensor shortcut, Tensor packed, int inner, bool separable, {_OVER}")
 
 
 def _fusing_backend(
@@ -104,7 +104,7 @@ def esa_cca(
     check_cca_weights("esa_cca", x, shortcut, *parameters)
     in_place = overwrite and _may_overwrite(x, shortcut, *esa_weights, *parameters)
     if in_place and takes_packed("esa", packed, x, *esa_weights):
-        torch.ops.fastsr.esa_cca_packed_(x, shortcut, packed, conv2_padding, *parameters, eps)
+        torch.ops.fastsr.esa_cca_packed_(x, shortcut, packed, *form_of(esa_weights), conv2_padding, *parameters, eps)
         return x
     check_esa_weights("esa_cca", x, esa_weights)
     if in_place:

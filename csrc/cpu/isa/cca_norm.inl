@@ -71,25 +71,34 @@ struct CcaStripNorm {
   alignas(64) float mean[kCcaStrip], rstd[kCcaStrip];
 };
 
-// Mean and 1 / standard deviation of t at every pixel. Each loop over the pixels is free of long chains of dependent
-// operations, so that the processor overlaps the pixels.
+// t of channel c: one value, wherever it is used, or else a pixel of equal channels would differ from its mean by the
+// rounding of the product.
+template <class Kind>
+FASTSR_INLINE auto cca_scaled(Kind kind, const float* x, const float* scale) {
+  return rounded(load_as(kind, x) * load_as(kind, scale));
+}
+
+// Mean and 1 / standard deviation of t at every pixel, the mean corrected as in pixel_norm. Each loop over the pixels
+// is free of long chains of dependent operations, so that the processor overlaps the pixels.
 template <class Count>
 FASTSR_INLINE void cca_strip_norm(const float* x, int64_t x_stride, int64_t pixels, Count channels, const float* scale,
                                   float eps, CcaStripNorm& norm) {
   const float inverse = 1.f / static_cast<float>(static_cast<int64_t>(channels));
   for (int64_t p = 0; p < pixels; ++p) {
     Sum<float> sum;
-    over<float>(channels,
-                [&](int64_t c, auto kind) { sum.add(load_as(kind, x + p * x_stride + c) * load_as(kind, scale + c)); });
+    over<float>(channels, [&](int64_t c, auto kind) { sum.add(cca_scaled(kind, x + p * x_stride + c, scale + c)); });
     norm.mean[p] = sum.total() * inverse;
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    Sum<float> squares;
+    Sum<float> deviations, squares;
     over<float>(channels, [&](int64_t c, auto kind) {
-      const auto d = load_as(kind, x + p * x_stride + c) * load_as(kind, scale + c) - norm.mean[p];
+      const auto d = cca_scaled(kind, x + p * x_stride + c, scale + c) - norm.mean[p];
+      deviations.add(d);
       squares.add(d * d);
     });
-    norm.rstd[p] = squares.total() * inverse + eps;
+    const float shift = deviations.total() * inverse;
+    norm.mean[p] += shift;
+    norm.rstd[p] = std::max(squares.total() * inverse - shift * shift, 0.f) + eps;
   }
   for (int64_t p = 0; p < pixels; ++p) norm.rstd[p] = 1.f / std::sqrt(norm.rstd[p]);
 }
@@ -102,7 +111,7 @@ FASTSR_INLINE void cca_forward_strip(const CcaNormForward& a, Count channels) {
     const float *x = a.x + p * a.x_stride, *shortcut = a.shortcut + p * a.shortcut_stride;
     float* y = a.y + p * a.y_stride;
     over<float>(channels, [&](int64_t c, auto kind) {
-      const auto t = load_as(kind, x + c) * load_as(kind, a.scale + c), other = load_as(kind, shortcut + c);
+      const auto t = cca_scaled(kind, x + c, a.scale + c), other = load_as(kind, shortcut + c);
       store_as(kind, y + c,
                a.norm_weight ? (t - norm.mean[p]) * norm.rstd[p] * load_as(kind, a.norm_weight + c) +
                                    load_as(kind, a.norm_bias + c) + other
@@ -160,8 +169,8 @@ FASTSR_INLINE void cca_backward_strip(const CcaNormBackward& a, Count channels) 
   for (int p = 0; p < pixels; ++p) {
     Sum<float> g_sum, gx_sum;
     over<float>(channels, [&](int64_t c, auto kind) {
-      const auto t = load_as(kind, a.x + p * a.x_stride + c) * load_as(kind, a.scale + c);
-      const auto g = load_as(kind, a.grad + p * a.grad_stride + c) * load_as(kind, a.norm_weight + c);
+      const auto t = cca_scaled(kind, a.x + p * a.x_stride + c, a.scale + c);
+      const auto g = cca_scaled(kind, a.grad + p * a.grad_stride + c, a.norm_weight + c);
       g_sum.add(g);
       gx_sum.add(g * ((t - norm.mean[p]) * norm.rstd[p]));
     });
@@ -174,8 +183,8 @@ FASTSR_INLINE void cca_backward_strip(const CcaNormBackward& a, Count channels) 
     auto d_weight = scale - scale, d_bias = d_weight, d_scale = d_weight;
     for (int p = 0; p < pixels; ++p) {
       const auto x = load_as(kind, a.x + p * a.x_stride + c), dy = load_as(kind, a.grad + p * a.grad_stride + c);
-      const auto xhat = (x * scale - norm.mean[p]) * norm.rstd[p];
-      const auto dt = norm.rstd[p] * (dy * weight - g_mean[p] - xhat * gx_mean[p]);
+      const auto xhat = (rounded(x * scale) - norm.mean[p]) * norm.rstd[p];
+      const auto dt = norm.rstd[p] * (rounded(dy * weight) - g_mean[p] - xhat * gx_mean[p]);
       d_weight += dy * xhat;
       d_bias += dy;
       d_scale += dt * x;

@@ -149,8 +149,26 @@ FASTSR_INLINE vf sigmoid(vf x) {
   p = p * r + 0.5f;
   p = p * r + 1.f;
   p = p * r + 1.f;
-  const vf e = reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(t) << 23));
+  // Scaled as a number: a NaN's bits plus those of n could be a number's.
+#if FASTSR_VECTOR_BYTES == 64
+  const vf e = reinterpret_cast<vf>(_mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
+  const vf e = p * reinterpret_cast<vf>(reinterpret_cast<vi>(splat(1.f)) + (reinterpret_cast<vi>(t) << 23));
+#endif
   return 1.f / (1.f + e);
+}
+
+// The product x as memory would hold it: no part of a fused multiply-add, which rounds once and not twice.
+template <class T>
+FASTSR_INLINE T rounded(T x) {
+#if FASTSR_VECTOR_BYTES == 64
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
 }
 
 enum class Activation : int64_t { kNone = 0, kGelu = 1, kLeakyRelu = 2 };  // as in fastsr/ops/_checks.py
