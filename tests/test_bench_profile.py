@@ -68,8 +68,7 @@ def test_floors_are_sums_over_the_calls() -> None:
         "alk_stage",
         "alk_conv",
         "pointwise",
-        "esa",
-        "cca_norm",
+        "esa_cca",
         "upsample",
     }
     one = 24 * 24 * (64 * (64 + 32 + 27) + (64 * (3 * 13 + 2 + 7 + 1 + 13) + 32 * 13))

@@ -216,7 +216,9 @@ def test_the_kernel_refuses_what_does_not_fit() -> None:
         call(x, [*packed[:5], fewer[5]], 4, *rest)
     with pytest.raises(RuntimeError, match="part 0 is packed from 5 to 5"):
         call(x, [*fewer[:5], packed[5]], 4, *rest)
-    with pytest.raises(RuntimeError, match="packed are blueprint weights with 4 inner channels; pass blueprint ones with 8"):
+    with pytest.raises(
+        RuntimeError, match="packed are blueprint weights with 4 inner channels; pass blueprint ones with 8"
+    ):
         call(x, packed, 8, *rest)
     with pytest.raises(RuntimeError, match="float32"):
         call(x.half(), packed, 4, *rest)
