@@ -68,6 +68,15 @@ def _bsconv(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -> 
     )
 
 
+def _bsconv_stage(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -> Case:
+    x, *separable, _ = _bsconv(n, c, h, w, layout, dtype).tensors.items()
+    distil = {
+        "d_weight": weight(c // 2 + 1, c, 1, 1, seed=20, dtype=dtype),
+        "d_bias": _vector(c // 2 + 1, 21, dtype),
+    }
+    return Case(ops.bsconv_stage, dict([x]) | distil | dict(separable), ("x",))
+
+
 def _cca_norm(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -> Case:
     squeezed = max(c // 16, 1)
     tensors = {
@@ -185,11 +194,15 @@ BUILDERS: dict[str, Build] = {
 }
 
 
+# With kernels that the calls above do not reach.
+MORE: dict[str, Build] = {"bsconv_stage": _bsconv_stage}
+
+
 def build(
     name: str,
     shape: tuple[int, int, int, int] = (1, 16, 24, 27),
     layout: str = "nhwc",
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """The call of operator `name` on maps of `shape`."""
-    return BUILDERS[name](*shape, layout, dtype)
+    """The call `name` on maps of `shape`."""
+    return (BUILDERS | MORE)[name](*shape, layout, dtype)

@@ -196,6 +196,22 @@ def test_a_stage_checks_its_input() -> None:
         torch.testing.assert_close(compiled(x, *good), ops.bsconv_stage(x, *good))
 
 
+def test_a_stage_that_was_traced_is_differentiated_by_its_parts() -> None:
+    """The trace was made without gradients, and holds the operator."""
+    x = kc.feature_map((1, 8, 5, 6), "nhwc")
+    parts = [kc.weight(4, 8, 1, 1), kc.weight(4), kc.weight(8, 8, 1, 1), kc.weight(8, 1, 3, 3), kc.weight(8)]
+    leaves = [t.requires_grad_() for t in (x, *parts)]
+    found, expected = (
+        torch.autograd.grad([y.square().sum() for y in stage(*leaves)], leaves)
+        for stage in (torch.ops.fastsr.bsconv_stage, ops.bsconv_stage)
+    )
+    torch.testing.assert_close(found, expected)
+    tests = ("test_schema", "test_faketensor")
+    grads = [torch.randn(1, c, 5, 6) for c in (4, 8)]
+    plain = [t.detach() for t in leaves]
+    torch.library.opcheck(torch.ops.fastsr.bsconv_stage_backward.default, (*grads, *plain), test_utils=tests)
+
+
 def test_a_stage_with_autograd_takes_its_parts() -> None:
     x = kc.feature_map((1, 8, 5, 6), "nhwc").requires_grad_()
     parts = [kc.weight(4, 8, 1, 1), kc.weight(4), kc.weight(8, 8, 1, 1), kc.weight(8, 1, 3, 3), kc.weight(8)]

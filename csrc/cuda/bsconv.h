@@ -19,9 +19,9 @@ struct BsconvCall {
   int64_t activation, accuracy, tf32;    // accuracy of GELU: 0 default, 1 exact, 2 fast; tf32: of float32
   const void *pw, *dw, *dw_bias;         // [K, C, 1, 1], [K, 1, 3, 3] and [K], contiguous
   const void *distil, *distil_bias;      // of a stage: [D, C, 1, 1] and [D]
-  TensorView x, shortcut, y, distilled;  // y: the output, or its gradient in the backward
+  TensorView x, shortcut, y, distilled;  // y and distilled: outputs, or their gradients in the backward
   TensorView dx, d_shortcut;             // backward only, as is the rest; d_shortcut only if it is not y's gradient
-  void *d_pw, *d_dw, *d_bias;
+  void *d_pw, *d_dw, *d_bias, *d_distil, *d_distil_bias;
   void* workspace;  // of `bsconv_workspace` bytes, on 16 bytes
 };
 

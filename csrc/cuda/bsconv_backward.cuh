@@ -3,10 +3,14 @@
 //   1: u = W x again;  g = grad act'(dw3x3(u) + b + shortcut) (= d_shortcut);  d_dw_t = sum_p g_p u_(p + t)
 //   2: du = dw3x3^T(g), which needs the neighbours' g;  dx = W^T du;  dW = du^T x
 //
-// Neither u nor du leaves its CTA; without an activation g is grad.
+// Neither u nor du leaves its CTA; without an activation g is grad. Of a stage, whose shortcut is x, also
+//
+//   1: gd = grad_D GELU'(W_d x + b_d)
+//   2: dx = W^T du + W_d^T gd + g;  dW_d = gd^T x;  db_d = sum_p gd
 #pragma once
 
-#include "bsconv_tile.cuh"
+#include "bsconv_distil.cuh"
+#include "matrix_gradient.cuh"
 
 namespace fastsr::cuda {
 
@@ -14,30 +18,39 @@ template <class T>
 struct BsconvFilters {
   Tiles tiles;
   PixelMap<T> x, shortcut, grad, g;  // shortcut.data is null without one, g.data without an activation
+  Map<T> grad_distilled, gd;         // of a stage, as are the next two
+  Parameter distil, distil_bias;
   Parameter pw, dw, dw_bias;
   float* partials;  // [parts][k][9], then [k] sums of g
   int c, k, activation;
 };
 
-template <class T>
+template <class T, bool Stage>
 constexpr int bsconv_filters_shared() {
   using M = ForwardMix<T>;
+  constexpr int kDistil = Stage ? kMatrixWords<T> + kMixChannels : 0;
   constexpr int kTiles =
-      4 * (kMatrixWords<T> + kTapFloats) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
+      4 * (kMatrixWords<T> + kTapFloats + kDistil) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
   constexpr int kSums = kMixThreads * 20 * 4;
   return kTiles > kSums ? kTiles : kSums;
 }
 
-template <class T, int N>
+template <class T, int N, bool Stage>
 __global__ void __launch_bounds__(kMixThreads, 2) bsconv_filters_kernel(const BsconvFilters<T> a) {
   using B = BlueprintTile<T, N>;
   using M = typename B::M;
   FASTSR_SHARED_MEMORY(memory);
-  uint32_t* pw = reinterpret_cast<uint32_t*>(memory);
-  float* packed_taps = reinterpret_cast<float*>(pw + kMatrixWords<T>);
-  T *halo = reinterpret_cast<T*>(packed_taps + kTapFloats), *beside = halo + M::kHaloSize, *grad = beside + M::kSize;
+  uint32_t *pw = reinterpret_cast<uint32_t*>(memory), *distil = pw + kMatrixWords<T>;
+  float* packed_taps = reinterpret_cast<float*>(Stage ? distil + kMatrixWords<T> : distil);
+  float* distil_bias = packed_taps + kTapFloats;
+  T *halo = reinterpret_cast<T*>(Stage ? distil_bias + kMixChannels : distil_bias), *beside = halo + M::kHaloSize,
+    *grad = beside + M::kSize;
   constexpr int kStep = kTileColumns * M::kPitch;  // from row to row
   pack_matrix<T>(a.pw, a.k, a.c, false, pw);
+  if constexpr (Stage) {
+    pack_matrix<T, kDistilOrder<T>>(a.distil, a.grad_distilled.channels, a.c, false, distil);
+    pack_bias(a.distil_bias, a.grad_distilled.channels, distil_bias);
+  }
   pack_taps<kMixThreads>(a.dw, a.dw_bias, a.k, false, packed_taps);
   float sum[10][2] = {};
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
@@ -52,6 +65,16 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_filters_kernel(const Bs
     fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(a.grad, a.tiles, n, y0, x0, 0, B::kWidthLog2, grad);
     wait_for_copies();
     __syncthreads();
+    if constexpr (Stage)
+      distil_pixels<M>(
+          halo, a.c, distil, distil_bias, a.gd.channels, a.tiles, y0, x0, [&](int y, int x, int c, float (&z)[8]) {
+            const Eight<T> from = a.grad_distilled.load(a.grad_distilled.at(n, y, x), c);
+            Eight<T> e;
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              e.set_pair(i, from.pair(i).x * gelu_derivative(z[2 * i]), from.pair(i).y * gelu_derivative(z[2 * i + 1]));
+            a.gd.store(a.gd.at(n, y, x), c, e);
+          });
     multiply_halo<B>(halo, pw, a.c);
     __syncthreads();
 #pragma unroll 1
@@ -100,7 +123,7 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_filters_kernel(const Bs
       for (int i = 0; i < 20; ++i) sum[i / 2][i % 2] += of_column[i / 2][i % 2];
     }
     __syncthreads();
-    if (a.g.data) store_own<M>(a.g, a.tiles, n, y0, x0, grad);
+    if (a.g.data) store_own<M>(Stage ? in_scratch(a.g) : a.g, a.tiles, n, y0, x0, grad);
     __syncthreads();  // the next tile takes the place of this one
   }
   store_tap_sums<kMixThreads, B::kLanes>(sum, reinterpret_cast<float*>(memory), a.k,
@@ -111,100 +134,41 @@ template <class T>
 struct BsconvInput {
   Tiles tiles;
   PixelMap<T> x, g, dx;
+  PixelMap<T> gd;  // of a stage, as are `distil` and `d`
+  Parameter distil;
   Parameter pw, dw;
-  float* partials;  // [parts][k][c]
-  int c, k;
+  float* partials;  // [parts][k][c]; of a stage then [d][c], and [d] sums of gd
+  int c, k, d;
 };
 
-template <class T>
+template <class T, bool Stage>
 constexpr int bsconv_input_shared() {
   using M = ForwardMix<T>;
-  return 4 * (kMatrixWords<T> + kTapFloats) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
+  constexpr int kMatrices = Stage ? 2 : 1;
+  return 4 * (kMatrices * kMatrixWords<T> + kTapFloats) + (M::kHaloSize + 2 * M::kSize) * static_cast<int>(sizeof(T));
 }
 
-// Sums of du^T x: of a warp 16 rows and 32 columns on tensor cores, of a thread 4 x 4 in float32.
-template <class M>
-struct MatrixGradient {
-  using T = typename M::T;
-  float sum[4][4] = {};
-
-  __device__ __forceinline__ void add(const T* du, const T* x, int k, int c) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if constexpr (sizeof(T) == 2) {
-      if (warp % 4 * 16 >= k || warp / 4 * 32 >= c) return;
-      du += (lane / 16 * 8 + lane % 8) * M::kPitch + warp % 4 * 16 + lane / 8 % 2 * 8;
-      x += (lane / 8 % 2 * 8 + lane % 8) * M::kPitch + warp / 4 * 32 + lane / 16 * 8;
-#pragma unroll 2
-      for (int p = 0; p < M::kPixels; p += 16) {
-        uint32_t rows[4];
-        load_matrices_transposed(rows, du + p * M::kPitch);
-#pragma unroll
-        for (int j = 0; j < 4; j += 2) {
-          uint32_t columns[4];
-          load_matrices_transposed(columns, x + p * M::kPitch + 8 * j);
-          mma_k16<T>(sum[j], rows[0], rows[1], rows[2], rows[3], columns[0], columns[1]);
-          mma_k16<T>(sum[j + 1], rows[0], rows[1], rows[2], rows[3], columns[2], columns[3]);
-        }
-      }
-    } else if constexpr (kTensorCores<T>) {
-      if (warp % 4 * 16 >= k || warp / 4 * 32 >= c) return;
-      // K is eight pixels, of which t and t + 4 are neighbours: so no bank is read twice.
-      const auto number = [](const T& v) { return to_tf32(to_float(v)); };
-      du += lane % 4 * 2 * M::kPitch + warp % 4 * 16 + lane / 4;
-      x += lane % 4 * 2 * M::kPitch + warp / 4 * 32 + lane / 4;
-#pragma unroll 2
-      for (int p = 0; p < M::kPixels; p += 8, du += 8 * M::kPitch, x += 8 * M::kPitch) {
-        const uint32_t a0 = number(du[0]), a1 = number(du[8]);
-        const uint32_t a2 = number(du[M::kPitch]), a3 = number(du[M::kPitch + 8]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) mma_tf32(sum[j], a0, a1, a2, a3, number(x[8 * j]), number(x[M::kPitch + 8 * j]));
-      }
-    } else {
-      float of_tile[4][4] = {};
-      du += threadIdx.x / 16 * 4, x += threadIdx.x % 16 * 4;
-#pragma unroll 4
-      for (int p = 0; p < M::kPixels; ++p, du += M::kPitch, x += M::kPitch) {
-        const float4 rows = *reinterpret_cast<const float4*>(du), columns = *reinterpret_cast<const float4*>(x);
-        const float r[4] = {rows.x, rows.y, rows.z, rows.w}, q[4] = {columns.x, columns.y, columns.z, columns.w};
-#pragma unroll
-        for (int i = 0; i < 16; ++i) of_tile[i / 4][i % 4] = fmaf(r[i / 4], q[i % 4], of_tile[i / 4][i % 4]);
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) sum[i / 4][i % 4] += of_tile[i / 4][i % 4];
-    }
-  }
-  __device__ __forceinline__ void store(float* to, int k, int c) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      int row = threadIdx.x / 16 * 4 + i / 4, column = threadIdx.x % 16 * 4 + i % 4;
-      if constexpr (kTensorCores<T>) {
-        row = warp % 4 * 16 + lane / 4 + i % 4 / 2 * 8;
-        column = warp / 4 * 32 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      }
-      if (row < k && column < c) to[row * c + column] = sum[i / 4][i % 4];
-    }
-  }
-};
-
-template <class T, int N>
+template <class T, int N, bool Stage>
 __global__ void __launch_bounds__(kMixThreads, 2) bsconv_input_kernel(const BsconvInput<T> a) {
   using B = BlueprintTile<T, N>;
   using M = typename B::M;
   FASTSR_SHARED_MEMORY(memory);
-  uint32_t* pw = reinterpret_cast<uint32_t*>(memory);
-  float* packed_taps = reinterpret_cast<float*>(pw + kMatrixWords<T>);
+  uint32_t *pw = reinterpret_cast<uint32_t*>(memory), *distil = pw + kMatrixWords<T>;
+  float* packed_taps = reinterpret_cast<float*>(Stage ? distil + kMatrixWords<T> : distil);
   T *halo = reinterpret_cast<T*>(packed_taps + kTapFloats), *x = halo + M::kHaloSize, *du = x + M::kSize;
-  T* own_du = du + M::own() * M::kPitch;
+  T *own_du = du + M::own() * M::kPitch, *gd = du;  // which takes its place
+  T* own_g = halo + ((M::own_row() + 1) * M::kHaloColumns + M::own_column() + 1) * M::kPitch;
   pack_matrix<T, OwnPixels<M>::kOrder>(a.pw, a.c, a.k, true, pw);
+  if constexpr (Stage) pack_matrix<T, OwnPixels<M>::kOrder>(a.distil, a.c, a.d, true, distil);
   pack_taps<kMixThreads>(a.dw, Parameter{}, a.k, true, packed_taps);
-  MatrixGradient<M> matrix;
+  MatrixGradient<M> matrix, distil_matrix;
+  ChannelSums<M> distil_sums;
   for (int64_t tile = blockIdx.x; tile < a.tiles.count; tile += gridDim.x) {
     int64_t n;
     int y0, x0;
     a.tiles.at(tile, &n, &y0, &x0);
-    fetch_pixels<M::kRows + 2, M::kHaloColumns, M::kPitch, kMixThreads>(a.g, a.tiles, n, y0 - 1, x0 - 1, 0,
-                                                                        B::kWidthLog2, halo);
+    fetch_pixels<M::kRows + 2, M::kHaloColumns, M::kPitch, kMixThreads>(Stage ? in_scratch(a.g) : a.g, a.tiles, n,
+                                                                        y0 - 1, x0 - 1, 0, B::kWidthLog2, halo);
     fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(a.x, a.tiles, n, y0, x0, 0, width_log2_of(a.c), x);
     wait_for_copies();
     __syncthreads();
@@ -219,15 +183,37 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_input_kernel(const Bsco
     }
     __syncthreads();
     OwnPixels<M> dx;
-    dx.multiply(own_du, pw, a.k);
-    matrix.add(du, x, a.k, a.c);
-    __syncthreads();
-    dx.put(own_du);
+    if constexpr (Stage) {
+      // dx and the sums by turns, for which registers do not suffice at once.
+      matrix.add(du, x, a.k, a.c);
+      dx.take(own_g);
+      dx.add_product(own_du, pw, a.k);
+      __syncthreads();
+      fetch_pixels<M::kRows, kTileColumns, M::kPitch, kMixThreads>(in_scratch(a.gd), a.tiles, n, y0, x0, 0,
+                                                                   width_log2_of(a.d), gd);
+      wait_for_copies();
+      __syncthreads();
+      dx.add_product(own_du, distil, a.d);
+    } else {
+      dx.multiply(own_du, pw, a.k);
+      matrix.add(du, x, a.k, a.c);
+    }
+    dx.put(own_g);  // which nobody else needs any more
     __syncwarp();
-    store_own<M>(a.dx, a.tiles, n, y0, x0, du);
+    store_own<M>(a.dx, a.tiles, n, y0, x0, own_g - M::own() * M::kPitch);
+    if constexpr (Stage) {
+      distil_matrix.add(gd, x, a.d, a.c);
+      distil_sums.add(gd);
+    }
     __syncthreads();  // the next tile takes the place of this one
   }
-  matrix.store(a.partials + static_cast<int64_t>(blockIdx.x) * a.k * a.c, a.k, a.c);
+  const int of_pw = a.k * a.c, of_distil = Stage ? a.d * a.c : 0;
+  float* to = a.partials + static_cast<int64_t>(blockIdx.x) * (of_pw + of_distil + a.d);
+  matrix.store(to, a.k, a.c);
+  if constexpr (Stage) {
+    distil_matrix.store(to + of_pw, a.d, a.c);
+    distil_sums.store(reinterpret_cast<float*>(memory), to + of_pw + of_distil, a.d);
+  }
 }
 
 }  // namespace fastsr::cuda

@@ -5,8 +5,7 @@
 // One CTA per tile at a time; u does not leave it.
 #pragma once
 
-#include "bsconv_tile.cuh"
-#include "product.cuh"
+#include "bsconv_distil.cuh"
 
 namespace fastsr::cuda {
 
@@ -24,89 +23,6 @@ constexpr int bsconv_shared() {
   using M = ForwardMix<T>;
   constexpr int kDistil = Stage ? kMatrixWords<T> + kMixChannels : 0;
   return 4 * (kMatrixWords<T> + kTapFloats + kDistil) + (M::kHaloSize + M::kSize) * static_cast<int>(sizeof(T));
-}
-
-template <class T>
-constexpr Order kDistilOrder = __is_same(T, Tf32) ? Order::kFourOfRows : Order::kEightOfColumns;
-
-// D of a tile, from x in shared memory. A lane has eight adjacent channels of a pixel, or of two (a row per warp).
-template <class M, class T = typename M::T>
-__device__ __forceinline__ void distil_pixels(const Bsconv<T>& a, const T* halo, const uint32_t* weights,
-                                              const float* bias, int64_t n, int y0, int x0) {
-  constexpr int kPixels = M::kOwn / 8;  // of a lane
-  const int lane = threadIdx.x % 32, row = M::own_row(), column = M::own_column();
-  // Which eight of a block's channels, and which pixel.
-  constexpr bool kExchanges = __is_same(T, Tf32);
-  const int t = kExchanges ? lane / 8 : lane % 4, pixel = kExchanges ? lane % 4 * 2 + lane / 4 % 2 : lane / 4;
-  const T* from = halo + ((row + 1) * M::kHaloColumns + column + 1) * M::kPitch;
-  for (int block = 0; block < blocks_of(a.distilled.channels); ++block) {
-    float z[kPixels][8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float b = bias[block * kBlock + 8 * t + i];
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) z[p][i] = b;
-    }
-    if constexpr (sizeof(T) == 2) {
-      float sum[4][4] = {};
-      const T* at = from + lane % 16 * M::kPitch + lane / 16 * 8;
-      const uint4* w = reinterpret_cast<const uint4*>(weights) + block * 2 * 32 + lane;
-#pragma unroll 1
-      for (int step = 0; step < (a.c + 15) / 16; ++step, w += 4 * 32) {
-        uint32_t m[4];
-        load_matrices(m, at + 16 * step);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const uint4 b = w[32 * i];
-          mma_k16<T>(sum[2 * i], m[0], m[1], m[2], m[3], b.x, b.y);
-          mma_k16<T>(sum[2 * i + 1], m[0], m[1], m[2], m[3], b.z, b.w);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) z[i / 8][i % 8] += sum[i % 8 / 2][i / 8 * 2 + i % 2];
-    } else if constexpr (kExchanges) {
-      float sum[2][4] = {};
-      multiply_columns<M>(from, PackedRows{weights + block * 2 * 128}, a.c, sum);
-      // Four channels of two pixels become eight of one: lanes g and g + 1 give each other the pixel that they leave.
-      const bool second = lane / 4 % 2;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float (&four)[4] = sum[i / 2];
-        const float first_pixel = four[i % 2 * 2], second_pixel = four[i % 2 * 2 + 1];
-        const float mine = second ? second_pixel : first_pixel;
-        const float got = __shfl_xor_sync(0xffffffffu, second ? first_pixel : second_pixel, 4);
-        z[0][i] += second ? got : mine;
-        z[0][4 + i] += second ? mine : got;
-      }
-    } else {
-      const float* w = reinterpret_cast<const float*>(weights) + block * kBlock + 8 * t;
-      float sum[8] = {};
-#pragma unroll 2
-      for (int c = 0; c < a.c; ++c) {
-        const float x = from[lane / 4 * M::kPitch + c];
-#pragma unroll
-        for (int i = 0; i < 8; i += 2) {
-          const float2 b = *reinterpret_cast<const float2*>(w + c * mix_pitch<T> + i);
-          sum[i] = fmaf(x, b.x, sum[i]), sum[i + 1] = fmaf(x, b.y, sum[i + 1]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) z[0][i] += sum[i];
-    }
-#pragma unroll 1
-    for (int p = 0; p < kPixels; ++p) {
-      const int x = x0 + column + pixel + 8 * p;
-      if (y0 + row >= a.tiles.h || x >= a.tiles.w) continue;
-      float v[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = p ? z[kPixels - 1][i] : z[0][i];
-      activate_all<T>(v, kGelu, a.accuracy);
-      Eight<T> e;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) e.set_pair(i, v[2 * i], v[2 * i + 1]);
-      a.distilled.store(a.distilled.at(n, y0 + row, x), block * kBlock + 8 * t, e);
-    }
-  }
 }
 
 template <class T, int N, bool Stage>
@@ -135,7 +51,15 @@ __global__ void __launch_bounds__(kMixThreads, 2) bsconv_kernel(const Bsconv<T> 
                                                                    beside);
     wait_for_copies();
     __syncthreads();
-    if constexpr (Stage) distil_pixels<M>(a, halo, distil, distil_bias, n, y0, x0);
+    if constexpr (Stage)
+      distil_pixels<M>(halo, a.c, distil, distil_bias, a.distilled.channels, a.tiles, y0, x0,
+                       [&](int y, int x, int c, float (&z)[8]) {
+                         activate_all<T>(z, kGelu, a.accuracy);
+                         Eight<T> e;
+#pragma unroll
+                         for (int i = 0; i < 4; ++i) e.set_pair(i, z[2 * i], z[2 * i + 1]);
+                         a.distilled.store(a.distilled.at(n, y, x), c, e);
+                       });
     multiply_halo<B>(halo, pw, a.c);
     __syncthreads();
     const DepthwiseTaps taps(packed_taps, B::channel());

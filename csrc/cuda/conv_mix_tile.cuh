@@ -148,11 +148,19 @@ struct OwnPixels {
   // The product of the warp's pixels `from` with packed weights; channels from `inputs` on need not be there, but for
   // zeros up to a multiple of 16.
   __device__ __forceinline__ void multiply(const T* from, const uint32_t* weights, int inputs = kMixChannels) {
+    clear();
+    add_product(from, weights, inputs);
+  }
+  // The same, added to what is there.
+  __device__ __forceinline__ void add_product(const T* from, const uint32_t* weights, int inputs = kMixChannels) {
     const int lane = threadIdx.x % 32;
     if constexpr (kAreColumns) {
-      multiply_by(from, PackedRows{weights}, inputs);
+      add_product_by(from, PackedRows{weights}, inputs);
     } else if constexpr (kTensorCores<T>) {
-      float sum[8][4] = {};
+      float sum[8][4];
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+        sum[i / 2][i % 2 * 2] = value[2 * i], sum[i / 2][i % 2 * 2 + 1] = value[2 * i + 1];
       const uint4* w = reinterpret_cast<const uint4*>(weights) + lane;
       from += lane % 16 * M::kPitch + lane / 16 * 8;
 #pragma unroll 1
@@ -171,8 +179,6 @@ struct OwnPixels {
         value[2 * i] = sum[i / 2][i % 2 * 2], value[2 * i + 1] = sum[i / 2][i % 2 * 2 + 1];
     } else {
       const float* w = reinterpret_cast<const float*>(weights) + 2 * lane;
-#pragma unroll
-      for (int i = 0; i < 2 * kPairs; ++i) value[i] = 0.f;
 #pragma unroll 2
       for (int c = 0; c < inputs; c += 4) {
         float2 b[4];
@@ -194,10 +200,29 @@ struct OwnPixels {
   // In TF32, with weights as `multiply_columns` takes them.
   template <class Rows>
   __device__ __forceinline__ void multiply_by(const T* from, Rows rows, int inputs = kMixChannels) {
-    float sum[4][4] = {};
+    clear();
+    add_product_by(from, rows, inputs);
+  }
+  template <class Rows>
+  __device__ __forceinline__ void add_product_by(const T* from, Rows rows, int inputs) {
+    float sum[4][4];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) sum[i / 2][i % 2] = value[2 * i], sum[i / 2][i % 2 + 2] = value[2 * i + 1];
     multiply_columns<M>(from, rows, inputs, sum);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) value[2 * i] = sum[i / 2][i % 2], value[2 * i + 1] = sum[i / 2][i % 2 + 2];
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 2 * kPairs; ++i) value[i] = 0.f;
+  }
+  // The inverse of `put`.
+  __device__ __forceinline__ void take(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const float2 both = load_pair(from + at(i));
+      value[2 * i] = both.x, value[2 * i + 1] = both.y;
+    }
   }
   __device__ __forceinline__ void add(const float* bias) {
 #pragma unroll
@@ -214,7 +239,9 @@ struct OwnPixels {
 template <class M, class T = typename M::T>
 __device__ __forceinline__ void store_own(const PixelMap<T>& m, const Tiles& s, int64_t n, int y0, int x0,
                                           const T* tile) {
-  const int lane = threadIdx.x % 32, y = y0 + M::own_row(), x_begin = x0 + M::own_column();
+  // What follows from the lane is not to fill registers that float32's kernels have not got.
+  const int lane = (kTensorCores<T> ? threadIdx.x : computed_here(threadIdx.x)) % 32;
+  const int y = y0 + M::own_row(), x_begin = x0 + M::own_column();
   if (y >= s.h) return;
   tile += M::own() * M::kPitch;
   with_vector<T>(m.vector, [&](auto vector) {

@@ -87,6 +87,10 @@ __device__ __forceinline__ int64_t computed_here(int64_t x) {
   asm volatile("" : "+l"(x));
   return x;
 }
+__device__ __forceinline__ unsigned computed_here(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 __device__ __forceinline__ float rsqrt_approx(float x) {
   float y;

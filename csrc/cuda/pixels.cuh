@@ -30,6 +30,13 @@ struct PixelMap : Map<T> {
 template <class T>
 constexpr int kWideVector = 16 / static_cast<int>(sizeof(T));
 
+// A map in scratch memory, of which the compiler is told how it is accessed.
+template <class T>
+__device__ __forceinline__ PixelMap<T> in_scratch(PixelMap<T> m) {
+  m.c_stride = 1, m.vector = kWideVector<T>;
+  return m;
+}
+
 template <int Value>
 struct Constant {
   static constexpr int value = Value;

@@ -15,8 +15,7 @@ from fastsr import _cuda
 from fastsr._dispatch import select
 from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._call import caller
-from fastsr.ops._define import define_inference, empty_map, records, takes_packed
+from fastsr.ops._define import define, empty_map, records, takes_packed
 from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
 
@@ -25,12 +24,8 @@ def _fake(x: Tensor, d_weight: Tensor, d_bias: Tensor, pw_weight: Tensor, *rest:
     return empty_map(x, d_weight.shape[0]), empty_map(x, pw_weight.shape[0])
 
 
-_GELU_CODE = _checks.ACTIVATIONS.index("gelu")
-_SCHEMA = (
-    "(Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias) -> (Tensor, Tensor)"
-)
-define_inference("bsconv_stage", _SCHEMA, _fake)
-_cuda.define_fusion("bsconv_stage", _SCHEMA)
+def _fake_backward(grad_distilled: Tensor, grad_refined: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    return (empty_map(x, x.shape[1]), *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -38,14 +33,36 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
-    x, d_weight, d_bias, *weights = ctx.saved_tensors
-    (dx,), *d_distil, _ = torch.ops.fastsr.pointwise_backward(grad_distilled, [x], d_weight, d_bias, None, _GELU_CODE)
-    refined, *d_weights, d_shortcut = torch.ops.fastsr.bsconv_backward(grad_refined, x, *weights, x, _GELU_CODE)
+    gradients: tuple[Tensor, ...] = _call_backward(grad_distilled, grad_refined, *ctx.saved_tensors)
+    return gradients
+
+
+def _cpu_backward(
+    grad_distilled: Tensor, grad_refined: Tensor, x: Tensor, d_weight: Tensor, d_bias: Tensor, *weights: Tensor
+) -> tuple[Tensor, ...]:
+    """By the operators' own, for inference that was traced: training calls those themselves."""
+    gelu = _checks.ACTIVATIONS.index("gelu")
+    (dx,), *d_distil, _ = torch.ops.fastsr.pointwise_backward(grad_distilled, [x], d_weight, d_bias, None, gelu)
+    refined, *d_weights, d_shortcut = torch.ops.fastsr.bsconv_backward(grad_refined, x, *weights, x, gelu)
     return (refined + d_shortcut + dx, *d_distil, *d_weights)
 
 
-torch.library.register_autograd("fastsr::bsconv_stage", _backward, setup_context=_setup_context, lib=LIB)
-_call = caller("bsconv_stage", _SCHEMA, _setup_context, _backward)
+_INPUTS = "Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw_weight, Tensor dw_bias"
+SCHEMA = f"({_INPUTS}) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = f"(Tensor grad_distilled, Tensor grad_refined, {_INPUTS}) -> ({', '.join(['Tensor'] * 6)})"
+
+_call, _call_backward = define(
+    "bsconv_stage",
+    SCHEMA,
+    BACKWARD_SCHEMA,
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+LIB.impl("bsconv_stage_backward", _cpu_backward, "CPU")
+_cuda.define_fusion("bsconv_stage", SCHEMA)
+_cuda.define_fusion("bsconv_stage_backward", BACKWARD_SCHEMA)
 
 
 def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:

@@ -97,6 +97,10 @@ void run_bsconv(int64_t dtype, int64_t channels, int64_t tf32) {
   stage.distil = memory.elements(7 * channels), stage.distil_bias = memory.elements(7);
   stage.distilled = memory.map(7);
   check(bsconv_forward(stage, nullptr));
+  stage.dx = memory.map(channels);
+  stage.d_distil = memory.elements(7 * channels), stage.d_distil_bias = memory.elements(7);
+  stage.workspace = memory(bsconv_workspace(stage));
+  check(bsconv_backward(stage, nullptr));
   call.dx = memory.map(channels), call.d_shortcut = memory.map(channels);
   call.workspace = memory(bsconv_workspace(call));
   check(bsconv_backward(call, nullptr));

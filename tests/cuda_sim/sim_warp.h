@@ -88,6 +88,7 @@ inline void wait_for_copies() {
 inline int multiprocessors() { return 1; }  // few, so that a block has several tiles
 
 inline int64_t computed_here(int64_t x) { return x; }
+inline unsigned computed_here(unsigned x) { return x; }
 
 inline float rsqrt_approx(float x) { return 1.f / std::sqrt(x); }
 inline float exp2_approx(float x) { return std::exp2(x); }

@@ -16,6 +16,7 @@ from fastsr.ops._define import empty_map
 
 LIBRARY = Library("bsconv")
 PARAMETERS = ("pw", "dw", "dw_bias", "distil", "distil_bias")
+GRADIENTS = ("d_pw", "d_dw", "d_bias", "d_distil", "d_distil_bias")
 
 
 class BsconvCall(ctypes.Structure):
@@ -25,7 +26,7 @@ class BsconvCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "activation", "accuracy", "tf32")),
         *((name, ctypes.c_void_p) for name in PARAMETERS),
         *((name, View) for name in ("x", "shortcut", "y", "distilled", "dx", "d_shortcut")),
-        *((name, ctypes.c_void_p) for name in ("d_pw", "d_dw", "d_bias", "workspace")),
+        *((name, ctypes.c_void_p) for name in (*GRADIENTS, "workspace")),
     )
 
 
@@ -38,6 +39,14 @@ def _call(x: Tensor, parameters: Sequence[Tensor], shortcut: Tensor | None, y: T
     if shortcut is not None:
         call.shortcut = View.of(shortcut)
     return call
+
+
+def _gradients(call: BsconvCall, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Poisoned, and given to the call."""
+    gradients = [torch.full_like(p, torch.nan) for p in parameters]
+    for name, gradient in zip(GRADIENTS, gradients, strict=False):
+        setattr(call, name, gradient.data_ptr())
+    return gradients
 
 
 def operators() -> dict[str, Callable[..., Any]]:
@@ -66,13 +75,31 @@ def operators() -> dict[str, Callable[..., Any]]:
         call = _call(x, parameters, shortcut, grad, activation)
         dx = poisoned(empty_map(x, x.shape[1]))
         d_shortcut = x.new_empty(0)
-        gradients = [torch.full_like(p, torch.nan) for p in parameters]
         call.dx = View.of(dx)
-        call.d_pw, call.d_dw, call.d_bias = (g.data_ptr() for g in gradients)
+        gradients = _gradients(call, parameters)
         if shortcut is not None and activation:
             d_shortcut = poisoned(empty_map(x, pw.shape[0]))
             call.d_shortcut = View.of(d_shortcut)
         LIBRARY.run("sim_bsconv_backward", call)
         return (dx, *gradients, d_shortcut)
 
-    return {f.__name__: f for f in (bsconv, bsconv_stage, bsconv_backward)}
+    def bsconv_stage_backward(
+        grad_distilled: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        d_weight: Tensor,
+        d_bias: Tensor,
+        pw: Tensor,
+        dw: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, ...]:
+        parameters = [p.contiguous() for p in (pw, dw, bias, d_weight, d_bias)]
+        call = _call(x, parameters, x, grad, 1)
+        call.distilled = View.of(grad_distilled)
+        dx = poisoned(empty_map(x, x.shape[1]))
+        call.dx = View.of(dx)
+        gradients = _gradients(call, parameters)
+        LIBRARY.run("sim_bsconv_backward", call)
+        return (dx, *gradients[3:], *gradients[:3])
+
+    return {f.__name__: f for f in (bsconv, bsconv_stage, bsconv_backward, bsconv_stage_backward)}

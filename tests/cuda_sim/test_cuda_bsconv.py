@@ -1,8 +1,7 @@
-"""bsconv and BSRN's stage in CUDA C++ against float64: simulated, or on the GPU if there is one."""
+"""bsconv in CUDA C++ against float64: simulated, or on the GPU if there is one."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import kernel_checks as kc
@@ -83,7 +82,7 @@ def test_layouts_may_differ() -> None:
 
 
 def test_shortcut_that_is_the_input() -> None:
-    """BSRN's stage in training: gradients of both uses of x add up."""
+    """Gradients of both uses of x add up."""
     tensors = inputs((2, 24, 9, 9), 24, HALF, shortcut=False)
     kc.assert_twice_rule(lambda x, *w: ops.bsconv(x, *w, shortcut=x, activation="gelu"), tensors, "cuda")
 
@@ -176,68 +175,3 @@ def test_opcheck(shortcut: bool, activation: int) -> None:
         leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
         torch.library.opcheck(torch.ops.fastsr.bsconv.default, (*leaves, activation))
         torch.library.opcheck(torch.ops.fastsr.bsconv_backward.default, (grad, *tensors, activation))
-
-
-# ---- the stage
-
-
-def stage_inputs(
-    shape: tuple[int, int, int, int], d: int, dtype: torch.dtype = FLOAT, layout: str = "nhwc"
-) -> list[Tensor]:
-    c = shape[1]
-    x, *rest = inputs(shape, c, dtype, layout, shortcut=False)
-    distil = [kc.weight(d, c, 1, 1, seed=7, dtype=dtype), kc.weight(d, seed=8, gain=0.3, dtype=dtype)]
-    return [x, *distil, *rest]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("shape", "d"), (((1, 64, 17, 18), 32), ((2, 48, 9, 5), 24), ((1, 20, 1, 17), 7), ((1, 58, 2, 3), 64)), ids=str
-)
-def test_stage_is_within_twice_the_error_of_pytorch(
-    shape: tuple[int, int, int, int], d: int, dtype: torch.dtype
-) -> None:
-    kc.assert_twice_rule(ops.bsconv_stage, stage_inputs(shape, d, dtype), "cuda")
-
-
-@pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
-@pytest.mark.parametrize("layout", kc.LAYOUTS)
-def test_stage_in_every_layout(layout: str, dtype: torch.dtype) -> None:
-    kc.assert_twice_rule(ops.bsconv_stage, stage_inputs((2, 22, 9, 11), 10, dtype, layout), "cuda")
-
-
-def test_stage_takes_one_launch_or_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    module = sys.modules["fastsr.ops.bsconv_stage"]
-    for place, name in ((module, "pointwise"), (module, "bsconv"), (module, "_call")):
-        call = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *a, n=name, c=call, **k: (called.append(n), c(*a, **k))[1])
-    with fastsr.backend("cuda"):
-        fused = ops.bsconv_stage(*on_device(stage_inputs((1, 16, 5, 6), 64)))
-        assert called == ["_call"]
-        parts = ops.bsconv_stage(*on_device(stage_inputs((1, 16, 5, 6), 65)))
-        assert called[1:] == ["pointwise", "bsconv"]
-    torch.testing.assert_close(fused[1], parts[1])
-
-
-@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (2, 16, 0, 4)])
-def test_empty_stage(shape: tuple[int, int, int, int]) -> None:
-    tensors = on_device([torch.empty(shape), *stage_inputs((1, 16, 1, 1), 8)[1:]])
-    with fastsr.backend("cuda"):
-        distilled, refined = ops.bsconv_stage(*tensors)
-    assert distilled.shape == (shape[0], 8, *shape[2:]) and refined.shape == shape
-
-
-def test_opcheck_of_the_stage() -> None:
-    tensors = on_device(stage_inputs((2, 10, 3, 5), 12, HALF))
-    with fastsr.backend("cuda"):
-        torch.library.opcheck(
-            torch.ops.fastsr.bsconv_stage.default, tensors, test_utils=("test_schema", "test_faketensor")
-        )
-
-
-def test_stage_compiles_without_breaks() -> None:
-    tensors = on_device(stage_inputs((1, 16, 5, 6), 8))
-    with torch.no_grad(), fastsr.backend("cuda"):
-        compiled = torch.compile(ops.bsconv_stage, fullgraph=True, backend="aot_eager")
-        assert all(torch.equal(a, b) for a, b in zip(compiled(*tensors), ops.bsconv_stage(*tensors), strict=True))

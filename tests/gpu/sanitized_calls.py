@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 
 from kernel_checks import float32_precision, moved, results
-from operator_cases import BUILDERS, build
+from operator_cases import BUILDERS, MORE, build
 
 import fastsr
 
@@ -50,7 +50,7 @@ def operator(name: str, dtype: torch.dtype, layout: str, device: str) -> Callabl
 def calls(device: str) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """What each is called, the precision of float32, and itself."""
     for dtype, precision in KINDS:
-        for name in BUILDERS:
+        for name in (*BUILDERS, *MORE):
             for layout in ("nhwc", "channel_slice"):
                 label = f"{name} {str(dtype).removeprefix('torch.')} {precision} {layout}"
                 yield label, precision, operator(name, dtype, layout, device)

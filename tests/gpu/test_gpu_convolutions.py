@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 PATCHES, IMAGE = (16, 48, 48), (1, 181, 317)  # n, h, w: a training batch, and an image of odd sizes
-Case = tuple[Callable[..., Tensor], list[Tensor]]
+Case = tuple[Callable[..., Tensor | tuple[Tensor, ...]], list[Tensor]]
 
 
 def maps(size: tuple[int, int, int], channels: int, dtype: torch.dtype, count: int = 1) -> list[Tensor]:
@@ -44,6 +44,12 @@ def bsconv(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return lambda x, *w: ops.bsconv(x, *w, shortcut=x, activation="gelu"), inputs
 
 
+def bsconv_stage(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    """In Triton its two operators."""
+    shapes = [(32, 64, 1, 1), (32,), (64, 64, 1, 1), (64, 1, 3, 3), (64,)]
+    return ops.bsconv_stage, [*maps(size, 64, dtype), *weights(shapes, dtype)]
+
+
 def upsample(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     inputs = [*maps(size, 64, dtype), *weights([(12, 64, 3, 3), (12,)], dtype), *maps(size, 3, dtype)]
     return lambda *tensors: ops.upsample(*tensors, scale=2, residual="bilinear"), inputs
@@ -61,14 +67,14 @@ def esa_blueprint(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return lambda x, *w: ops.esa(x, BlueprintESAWeights(*w), conv2_padding=1), inputs
 
 
-CASES = (bsconv, conv3x3_gelu, conv_mix, upsample, esa_plain, esa_blueprint)
+CASES = (bsconv, bsconv_stage, conv3x3_gelu, conv_mix, upsample, esa_plain, esa_blueprint)
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 
 
 @pytest.fixture(params=("cuda", "triton"))
 def backend(request: pytest.FixtureRequest) -> str:
     """Skips where the backend has no kernels for the case."""
-    op = request.getfixturevalue("case").__name__.split("_plain")[0].split("_blueprint")[0]
+    op = request.getfixturevalue("case").__name__.split("_plain")[0].split("_blueprint")[0].split("_stage")[0]
     reason = fastsr.can_run(op, request.param, torch.empty(1, 58, 8, 8, device="cuda"))
     if reason is not None:
         pytest.skip(reason)
@@ -116,16 +122,18 @@ def test_graph_replays_on_changed_inputs(case: Callable[..., Case], backend: str
 @pytest.mark.parametrize("size", (PATCHES, IMAGE), ids=("patches", "image"))
 @pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
 def test_the_fused_stage_agrees_with_its_parts(size: tuple[int, int, int], dtype: torch.dtype) -> None:
-    """To a few roundings: BSRN's stage in one launch, and as pointwise and bsconv."""
+    """To a few roundings: BSRN's stage in one operator, and as pointwise and bsconv."""
     reason = fastsr.can_run("bsconv", "cuda", torch.empty(1, 64, 8, 8, device="cuda", dtype=dtype))
     if reason is not None:
         pytest.skip(reason)
-    shapes = [(32, 64, 1, 1), (32,), (64, 64, 1, 1), (64, 1, 3, 3), (64,)]
-    tensors = [t.cuda() for t in (*maps(size, 64, dtype), *weights(shapes, dtype))]
-    with fastsr.backend("cuda"), float32_precision("ieee"):
-        with torch.no_grad():
-            fused = ops.bsconv_stage(*tensors)
-        parts = ops.bsconv_stage(tensors[0].requires_grad_(), *tensors[1:])
+
+    def in_parts(x: Tensor, dw: Tensor, db: Tensor, *w: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.pointwise((x,), dw, db, activation="gelu"), ops.bsconv(x, *w, shortcut=x, activation="gelu")
+
+    function, tensors = bsconv_stage(size, dtype)
+    tensors = [t.cuda() for t in tensors]
+    with float32_precision("ieee"):
+        fused, parts = results(function, tensors, "cuda"), results(in_parts, tensors, "cuda")
     for a, b in zip(fused, parts, strict=True):
         assert (a.double() - b.double()).abs().max() <= 16 * torch.finfo(dtype).eps * b.double().abs().max()
 
