@@ -194,8 +194,22 @@ BUILDERS: dict[str, Build] = {
 }
 
 
-# With kernels that the calls above do not reach.
-MORE: dict[str, Build] = {"bsconv_stage": _bsconv_stage}
+def _itself(name: str, *numbers: float) -> Build:
+    """`torch.ops.fastsr.<name>`, past `fastsr.ops`."""
+
+    def case(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -> Case:
+        operator = getattr(torch.ops.fastsr, name)
+        return BUILDERS[name](n, c, h, w, layout, dtype)._replace(function=lambda *t: operator(*t, *numbers))
+
+    return case
+
+
+# With kernels that the calls above do not reach: a fusion's, and those that training replaces by kept weights.
+MORE: dict[str, Build] = {
+    "bsconv_stage": _bsconv_stage,
+    "alk_conv_itself": _itself("alk_conv", 1e-6, 0),
+    "alk_stage_itself": _itself("alk_stage", 1e-6),
+}
 
 
 def build(

@@ -3,10 +3,7 @@
 namespace fastsr::cuda {
 
 int64_t alk_backward_workspace(const AlkCall& call) {
-  const auto bytes = [&](auto type) {
-    using T = decltype(type);
-    return alk_scratch<T>(call, alk_pack_of<T>(call, true).at.end).end;
-  };
+  const auto bytes = [&](auto type) { return alk_scratch<decltype(type)>(call).end; };
   if (call.dtype != kFloat32) return bytes(Half{});
   return call.tf32 ? bytes(Tf32{}) : bytes(float{});
 }

@@ -1,4 +1,4 @@
-// The backward of alk_conv and alk_stage: nine kernels on scratch maps.
+// The backward of alk_conv and alk_stage: nine kernels on scratch maps, one less where the forward kept its weights.
 #pragma once
 
 #include "alk_input_backward.cuh"
@@ -15,13 +15,13 @@ struct AlkScratch {
 };
 
 template <class T>
-AlkScratch alk_scratch(const AlkCall& call, int64_t packed_words) {
+AlkScratch alk_scratch(const AlkCall& call) {
   const AlkShape s = alk_shape(call);
   const int64_t pixels = call.x.size[0] * s.h * s.w, k8 = padded_to_eight(s.k);
   const int64_t both = padded_to_eight(s.k) + s.d;
   AlkScratch at{};
   at.parts = static_cast<int>(s.tiles < kMaxParts ? s.tiles : kMaxParts);
-  int64_t end = 4 * packed_words;
+  int64_t end = call.packed ? 0 : 4 * alk_pack_of<T>(call, true).at.end;
   const auto take = [&](int64_t bytes) {
     const int64_t begin = end;
     end += (bytes + 127) / 128 * 128;
@@ -98,10 +98,10 @@ template <class T>
 cudaError_t alk_backward_as(const AlkCall& call, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   const auto failed = [&](cudaError_t e) { return (error = e) != cudaSuccess; };
-  AlkPack<T> packed = alk_pack_of<T>(call, true);
-  const AlkScratch at = alk_scratch<T>(call, packed.at.end);
+  const AlkScratch at = alk_scratch<T>(call);
   char* workspace = static_cast<char*>(call.workspace);
-  if (failed(pack_alk(packed, workspace, stream))) return error;
+  AlkPack<T> packed;
+  if (failed(packed_of(call, true, workspace, stream, &packed))) return error;
   const auto sums_at = [&](int64_t offset) { return reinterpret_cast<float*>(workspace + offset); };
 
   AlkForward<T> forward = alk_forward_of(call, packed);

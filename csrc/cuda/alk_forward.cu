@@ -11,13 +11,7 @@ namespace {
 
 template <class T>
 int64_t bytes_of(const AlkCall& call) {
-  return 4 * alk_pack_of<T>(call, false).at.end;
-}
-
-template <class T>
-cudaError_t pack_as(const AlkCall& call, void* to, cudaStream_t stream) {
-  AlkPack<T> packed = alk_pack_of<T>(call, false);
-  return pack_alk(packed, static_cast<char*>(to) + packed_begin<T>(call), stream);
+  return 4 * alk_pack_of<T>(call, call.keeps).at.end;
 }
 
 }  // namespace
@@ -27,9 +21,19 @@ int64_t alk_packed_bytes(const AlkCall& call) {
 }
 
 cudaError_t alk_pack(const AlkCall& call, void* to, cudaStream_t stream) {
-  const cudaError_t error =
-      with_dtype(call.dtype, [&](auto type) { return pack_as<decltype(type)>(call, to, stream); });
-  return error == cudaSuccess && call.dtype == kFloat32 ? pack_as<Tf32>(call, to, stream) : error;
+  return with_dtype(call.dtype, [&](auto type) {
+    using T = decltype(type);
+    AlkPack<T> packed = alk_pack_of<T>(call, call.keeps);
+    packed.to = static_cast<uint32_t*>(to);
+    const auto blocks = [](int64_t words) { return (words + kThreads - 1) / kThreads; };
+    if constexpr (__is_same(T, float)) {
+      AlkPacks<T> both{packed, alk_pack_of<Tf32>(call, call.keeps)};
+      both.tf32.to = packed.to + packed.at.end;
+      return launch(alk_packs_kernel<T>, blocks(packed.at.end + both.tf32.at.end), kThreads, 0, stream, both);
+    } else {
+      return launch(alk_pack_kernel<T>, blocks(packed.at.end), kThreads, 0, stream, packed);
+    }
+  });
 }
 
 int64_t alk_forward_workspace(const AlkCall& call) {

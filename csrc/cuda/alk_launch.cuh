@@ -62,13 +62,19 @@ AlkPack<T> alk_pack_of(const AlkCall& call, bool backward) {
 // Of float32 a packed vector holds both: weights for FMA and, behind them, for TF32.
 template <class T>
 int64_t packed_begin(const AlkCall& call) {
-  return __is_same(T, Tf32) ? 4 * alk_pack_of<float>(call, false).at.end : 0;
+  return __is_same(T, Tf32) ? 4 * alk_pack_of<float>(call, call.keeps).at.end : 0;
 }
 
+// The weights as `alk_pack` left them or, without such, in `to`, where a launch writes them first.
 template <class T>
-cudaError_t pack_alk(AlkPack<T>& a, void* to, cudaStream_t stream) {
-  a.to = static_cast<uint32_t*>(to);
-  return launch(alk_pack_kernel<T>, (a.at.end + kThreads - 1) / kThreads, kThreads, 0, stream, a);
+cudaError_t packed_of(const AlkCall& call, bool backward, void* to, cudaStream_t stream, AlkPack<T>* found) {
+  *found = alk_pack_of<T>(call, backward || call.keeps);
+  if (call.packed) {
+    found->to = reinterpret_cast<uint32_t*>(static_cast<char*>(const_cast<void*>(call.packed)) + packed_begin<T>(call));
+    return cudaSuccess;
+  }
+  found->to = static_cast<uint32_t*>(to);
+  return launch(alk_pack_kernel<T>, (found->at.end + kThreads - 1) / kThreads, kThreads, 0, stream, *found);
 }
 
 template <class T>
@@ -121,14 +127,9 @@ extern template cudaError_t start_alk_forward(const AlkForward<BFloat16>&, int64
 
 template <class T>
 cudaError_t alk_forward_as(const AlkCall& call, cudaStream_t stream) {
-  AlkPack<T> packed = alk_pack_of<T>(call, false);
-  if (call.packed) {
-    char* begin = static_cast<char*>(const_cast<void*>(call.packed)) + packed_begin<T>(call);
-    packed.to = reinterpret_cast<uint32_t*>(begin);
-  } else {
-    const cudaError_t error = pack_alk(packed, call.workspace, stream);
-    if (error != cudaSuccess) return error;
-  }
+  AlkPack<T> packed;
+  const cudaError_t error = packed_of(call, false, call.workspace, stream, &packed);
+  if (error != cudaSuccess) return error;
   AlkForward<T> a = alk_forward_of(call, packed);
   a.y = map_of<T>(call.y);
   if (call.d > 0) a.distilled = map_of<T>(call.distilled);

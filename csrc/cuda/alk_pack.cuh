@@ -136,4 +136,20 @@ __global__ void __launch_bounds__(kThreads) alk_pack_kernel(const AlkPack<T> a) 
   if (i < a.at.end) a.to[i] = alk_word(i, a);
 }
 
+// The same weights for FMA and for TF32.
+template <class T>
+struct AlkPacks {
+  AlkPack<T> plain;
+  AlkPack<Tf32> tf32;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) alk_packs_kernel(const AlkPacks<T> a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, behind = i - a.plain.at.end;
+  if (behind < 0)
+    a.plain.to[i] = alk_word(i, a.plain);
+  else if (behind < a.tf32.at.end)
+    a.tf32.to[behind] = alk_word(behind, a.tf32);
+}
+
 }  // namespace fastsr::cuda

@@ -12,11 +12,13 @@ from fastsr._dispatch import current_backend, instead_of_cuda, reference_because
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
+from fastsr.ops._alk_kept import define_kept
 from fastsr.ops._define import (
     can_pack,
     define,
     define_packed,
     empty_map,
+    records,
     register_cpu,
     register_cuda,
     register_triton,
@@ -67,8 +69,8 @@ def _reason_against(backend: str, x: Tensor, weights: ALKConvWeights) -> str | N
     return None
 
 
-def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
-    """Whether the backend for these tensors is plain PyTorch."""
+def backend_of(op: str, x: Tensor, weights: ALKConvWeights) -> str:
+    """The backend for these tensors."""
     chosen = select(op, x)
     reason = _reason_against(chosen, x, weights)
     if reason is not None and chosen == "cuda":
@@ -76,7 +78,7 @@ def runs_on_reference(op: str, x: Tensor, weights: ALKConvWeights) -> bool:
         reason = _reason_against(chosen, x, weights)
     if reason is not None:
         chosen = reference_because(op, reason)
-    return chosen == "reference"
+    return chosen
 
 
 def fits_cuda(pw_weight: Tensor, lora1_weight: Tensor) -> bool:
@@ -117,6 +119,7 @@ _call, _call_backward = define(
     setup_context=_setup_context,
     backward=_backward,
 )
+_call_kept = define_kept("alk_conv", SCHEMA, BACKWARD_SCHEMA, fake=_fake, fake_backward=_fake_backward)
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
 register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
@@ -198,6 +201,10 @@ def alk_conv(
         code = _checks.ACTIVATIONS.index(activation)
         return torch.ops.fastsr.alk_conv_packed(x, packed, channels, taps, eps, code)
     check_weights("alk_conv", x, weights)
-    if runs_on_reference("alk_conv", x, weights):
+    backend = backend_of("alk_conv", x, weights)
+    if backend == "reference":
         return reference.alk_conv(x, weights, eps=eps, activation=activation)
-    return _call(x, *weights, eps, _checks.ACTIVATIONS.index(activation))
+    code = _checks.ACTIVATIONS.index(activation)
+    if backend == "cuda" and records(x, *weights):
+        return _call_kept(x, *weights, eps, code)[0]
+    return _call(x, *weights, eps, code)

@@ -10,8 +10,9 @@ from torch import Tensor
 from fastsr import _cuda, reference
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton, takes_packed
-from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, check_weights, fits_cuda, runs_on_reference
+from fastsr.ops._alk_kept import define_kept
+from fastsr.ops._define import define, empty_map, records, register_cpu, register_cuda, register_triton, takes_packed
+from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, backend_of, check_weights, fits_cuda
 from fastsr.reference import ALKConvWeights
 
 
@@ -49,6 +50,7 @@ _call, _call_backward = define(
     setup_context=_setup_context,
     backward=_backward,
 )
+_call_kept = define_kept("alk_stage", SCHEMA, BACKWARD_SCHEMA, fake=_fake, fake_backward=_fake_backward)
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
 register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
@@ -92,6 +94,10 @@ def alk_stage(
         )
     _checks.weight("alk_stage", x, d_weight, "d_weight", (None, x.shape[1], 1, 1))
     _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
-    if runs_on_reference("alk_stage", x, weights):
+    backend = backend_of("alk_stage", x, weights)
+    if backend == "reference":
         return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
+    if backend == "cuda" and records(x, d_weight, d_bias, *weights):
+        distilled, refined, _ = _call_kept(x, d_weight, d_bias, *weights, eps)
+        return distilled, refined
     return _call(x, d_weight, d_bias, *weights, eps)

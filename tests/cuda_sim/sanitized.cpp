@@ -1,5 +1,6 @@
-// A program for AddressSanitizer: the backward and forward of alk_stage on memory of exactly the size they need.
-// With an argument, the image is said to be one row higher than it is, which must be found.
+// A program for AddressSanitizer: the backward and forward of alk_stage on memory of exactly the size they need, and
+// once more with weights that the forward keeps. With an argument, the image is said to be one row higher than it is,
+// which must be found.
 #include "alk_backward.cu"
 #include "alk_forward.cu"
 
@@ -34,6 +35,14 @@ int main(int count, char**) {
     };
     run(alk_forward_workspace(call), alk_forward);
     run(alk_backward_workspace(call), alk_backward);
+    call.keeps = 1;
+    void* packed = nullptr;
+    if (posix_memalign(&packed, 16, alk_packed_bytes(call))) std::exit(3);
+    if (const char* error = alk_pack(call, packed, nullptr)) std::puts(error), std::exit(2);
+    call.packed = packed;
+    run(alk_forward_workspace(call), alk_forward);
+    run(alk_backward_workspace(call), alk_backward);
+    std::free(packed);
     for (void* m : allocated) std::free(m);
   }
   std::puts("clean");

@@ -8,7 +8,8 @@ from typing import Any
 
 import simulator
 import torch
-from simulator import DTYPES, POISON, AlkCall, Library, View, poisoned
+from simulated_alk import AlkCall
+from simulator import DTYPES, POISON, Library, View, poisoned
 from torch import Tensor
 
 from fastsr import _gelu
