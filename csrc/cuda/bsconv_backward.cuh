@@ -11,6 +11,7 @@
 
 #include "bsconv_distil.cuh"
 #include "matrix_gradient.cuh"
+#include "own_pixels.cuh"
 
 namespace fastsr::cuda {
 

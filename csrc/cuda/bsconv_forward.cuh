@@ -6,6 +6,7 @@
 #pragma once
 
 #include "bsconv_distil.cuh"
+#include "own_pixels.cuh"
 
 namespace fastsr::cuda {
 

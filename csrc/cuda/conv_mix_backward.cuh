@@ -6,6 +6,7 @@
 // The 1x1 weights' gradients are products of d, t, dp and grad (filter_gradient.cuh). Between the passes dx holds dd.
 #pragma once
 
+#include "own_pixels.cuh"
 #include "partials.cuh"
 #include "two_way_matrix.cuh"
 

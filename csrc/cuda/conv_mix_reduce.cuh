@@ -6,7 +6,7 @@
 // their own, two CTAs would not fit a multiprocessor of sm_80, and in float32 not one where there are 99 KB.
 #pragma once
 
-#include "conv_mix_tile.cuh"
+#include "own_pixels.cuh"
 
 namespace fastsr::cuda {
 
