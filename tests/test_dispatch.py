@@ -101,6 +101,15 @@ def test_operators_that_go_first_in_cuda_know_tf32() -> None:
     assert {op for op, (first, _) in _dispatch.FIRST_ON_GPU.items() if first == "cuda"} <= _cuda._in_tf32
 
 
+def test_operators_with_products_of_maps_know_tf32() -> None:
+    """All but those of statistics, and the backward of all that do."""
+    assert set(_dispatch.OPERATORS) - _cuda._in_tf32 == {"cca_norm", "pixel_norm"}
+    assert {f"{op}_backward" for op in _dispatch.OPERATORS} - _cuda._in_tf32 == {
+        "cca_norm_backward",
+        "pixel_norm_backward",
+    }
+
+
 def test_the_precision_is_no_obstacle_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be traced, and is not asked there."""
     cudnn = torch.backends.cudnn

@@ -24,16 +24,17 @@ def rounded(x: Tensor) -> Tensor:
 
 class RoundedConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, padding: Any, groups: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, stride: int, padding: Any, groups: int) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.padding, ctx.groups = padding, groups
-        return torch.conv2d(rounded(x), rounded(w), padding=padding, groups=groups)
+        ctx.more = {"stride": stride, "padding": padding, "groups": groups}
+        return torch.conv2d(rounded(x), rounded(w), **ctx.more)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        g, more = rounded(grad), {"padding": ctx.padding, "groups": ctx.groups}
-        return conv2d_input(x.shape, rounded(w), g, **more), conv2d_weight(rounded(x), w.shape, g, **more), None, None
+        g = rounded(grad)
+        dx, dw = conv2d_input(x.shape, rounded(w), g, **ctx.more), conv2d_weight(rounded(x), w.shape, g, **ctx.more)
+        return dx, dw, None, None, None
 
 
 @contextmanager
@@ -43,8 +44,8 @@ def convolutions_in_tf32() -> Iterator[None]:
     def conv2d(
         x: Tensor, w: Tensor, b: Tensor | None = None, stride: int = 1, padding: Any = 0, *, groups: int = 1
     ) -> Tensor:
-        assert stride == 1 and x.dtype == torch.float64
-        y = RoundedConvolution.apply(x, w, padding, groups)
+        assert x.dtype == torch.float64
+        y = RoundedConvolution.apply(x, w, stride, padding, groups)
         return y if b is None else y + b.view(1, -1, 1, 1)
 
     before, F.conv2d = F.conv2d, conv2d

@@ -16,14 +16,15 @@ namespace fastsr::cuda {
 // One call. dtypes are 0 float32, 1 float16, 2 bfloat16.
 struct EsaCall {
   int64_t dtype, parameter_dtype;
-  int64_t f, padding, accuracy;  // f: channels inside; accuracy of GELU: 0 default, 1 exact, 2 fast
-  int64_t count;                 // of parameters: 10 in the plain form, 18 in the blueprint form
-  const void* parameters[18];    // in the operator's order, contiguous
-  TensorView x, y;               // y: the output, or its gradient in the backward
-  TensorView reduced;            // forward only: conv1(x) [N, padded f, H, W] if it is there already; else data is null
-  TensorView dx;                 // backward only
-  void* gradients[18];           // backward only
-  void* workspace;               // on 16 bytes
+  int64_t f, padding;          // f: channels inside
+  int64_t accuracy, tf32;      // of GELU: 0 default, 1 exact, 2 fast; whether products of float32 may be of TF32
+  int64_t count;               // of parameters: 10 in the plain form, 18 in the blueprint form
+  const void* parameters[18];  // in the operator's order, contiguous
+  TensorView x, y;             // y: the output, or its gradient in the backward
+  TensorView reduced;          // forward only: conv1(x) [N, padded f, H, W] if it is there already; else data is null
+  TensorView dx;               // backward only
+  void* gradients[18];         // backward only
+  void* workspace;             // on 16 bytes
 };
 
 constexpr int64_t kMaxEsaChannels = 512, kMaxEsaInner = 32;

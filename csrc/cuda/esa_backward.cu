@@ -194,8 +194,12 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   a.parts = sums.parts;
   const int64_t small = s.n * s.small_h * s.small_w, warps = kProductThreads / 32;
   float *from = a.out, *to = floats(at.other);  // `out` is of no use any more
-  a.d_to = from;
-  if (failed(launch(esa_enlarge_backward_kernel<T>, (small + warps - 1) / warps, kProductThreads, 0, stream, a)))
+  using S = Stored<T>;
+  Esa<S> gathered = esa_of<S>(call);
+  gathered.dz = esa_map<S>(workspace + at.dz, s, s.h, s.w);
+  gathered.dlow = esa_map<S>(workspace + at.dlow, s, s.h2, s.w2);
+  gathered.index = a.index, gathered.d_to = from;
+  if (failed(launch(esa_enlarge_backward_kernel<S>, (small + warps - 1) / warps, kProductThreads, 0, stream, gathered)))
     return error;
   for (a.layer = s.layers; a.layer > 0; --a.layer) {
     a.d_from = from, a.d_to = to, a.partials = rows + sums.begin[3 + a.layer];
@@ -204,10 +208,10 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
     float* other = from;
     from = to, to = other;
   }
-  a.d_from = from;
+  gathered.d_from = from;
   const int64_t items = s.n * s.h2 * s.w2 * (s.wide / 8);
-  if (failed(launch(esa_pool_backward_kernel<T>, (items + kProductThreads - 1) / kProductThreads, kProductThreads, 0,
-                    stream, a)))
+  if (failed(launch(esa_pool_backward_kernel<S>, (items + kProductThreads - 1) / kProductThreads, kProductThreads, 0,
+                    stream, gathered)))
     return error;
   if (failed(launch(esa_input_backward_kernel<T>, s.n * a.tiles, kProductThreads, 0, stream, a))) return error;
 
@@ -227,7 +231,7 @@ int64_t esa_backward_workspace(const EsaCall& call) {
 }
 
 cudaError_t esa_backward(const EsaCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return backward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32, [&](auto type) { return backward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

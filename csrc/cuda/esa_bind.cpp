@@ -34,21 +34,21 @@ Tensor run(EsaCall& call, const Tensor& x, const Tensors& weights) {
   return y;
 }
 
-Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy) {
-  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy);
+Tensor forward(const Tensor& x, const Tensors& weights, int64_t padding, int64_t accuracy, bool tf32) {
+  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy, tf32);
   return run(call, x, weights);
 }
 
 Tensor forward_reduced(const Tensor& x, const Tensor& reduced, const Tensors& weights, int64_t padding,
-                       int64_t accuracy) {
-  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy);
+                       int64_t accuracy, bool tf32) {
+  EsaCall call = esa_call_of(kOp, x, weights, padding, accuracy, tf32);
   use_reduced(kOp, call, x, reduced);
   return run(call, x, weights);
 }
 
 std::tuple<Tensor, Tensors> backward(const Tensor& grad, const Tensor& x, const Tensors& weights, int64_t padding,
-                                     int64_t /*accuracy*/) {
-  EsaCall call = esa_call_of(kOp, x, weights, padding, 0);
+                                     int64_t /*accuracy*/, bool tf32) {
+  EsaCall call = esa_call_of(kOp, x, weights, padding, 0, tf32);
   check_same_shape(kOp, x, grad, "grad");
   check_on_device(kOp, x, grad, "grad");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), kOp, ": grad and x differ in dtype");

@@ -19,7 +19,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& reduced, const Tens
                   ": only one of norm_weight and norm_bias is given; pass both or neither");
   const Tensor *gamma = norm_weight ? &*norm_weight : nullptr, *beta = norm_bias ? &*norm_bias : nullptr;
   EsaCcaCall call{};
-  call.esa = esa_call_of(kOp, x, weights, padding, accuracy);
+  call.esa = esa_call_of(kOp, x, weights, padding, accuracy, false);
   check_cca_weights(kOp, x, {w0, b0, w2, b2}, gamma, beta);
   check_beside(kOp, x, shortcut, x.size(1), "shortcut");
   if (reduced) use_reduced(kOp, call.esa, x, *reduced);

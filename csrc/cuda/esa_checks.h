@@ -32,7 +32,7 @@ inline void check_esa_weights(const char* op, int64_t c, const std::vector<Tenso
 }
 
 inline EsaCall esa_call_of(const char* op, const Tensor& x, const std::vector<Tensor>& weights, int64_t padding,
-                           int64_t accuracy) {
+                           int64_t accuracy, bool tf32) {
   check_feature_map(op, x, "x");
   check_kernel_dtype(op, x);
   const int64_t c = x.size(1), least = 15 - 2 * padding;
@@ -47,7 +47,7 @@ inline EsaCall esa_call_of(const char* op, const Tensor& x, const std::vector<Te
   call.dtype = dtype_code(x.scalar_type());
   call.f = weights[0].size(0);
   call.padding = padding;
-  call.accuracy = accuracy;
+  call.accuracy = accuracy, call.tf32 = tf32;
   call.count = static_cast<int64_t>(weights.size());
   call.x = view_of<TensorView>(x);
   return call;

@@ -4,9 +4,11 @@
 namespace fastsr::cuda {
 
 template cudaError_t start_esa_reduce(const Esa<float>&, cudaStream_t);
+template cudaError_t start_esa_reduce(const Esa<Tf32>&, cudaStream_t);
 template cudaError_t start_esa_reduce(const Esa<Half>&, cudaStream_t);
 template cudaError_t start_esa_reduce(const Esa<BFloat16>&, cudaStream_t);
 template cudaError_t start_esa_small(const Esa<float>&, cudaStream_t);
+template cudaError_t start_esa_small(const Esa<Tf32>&, cudaStream_t);
 template cudaError_t start_esa_small(const Esa<Half>&, cudaStream_t);
 template cudaError_t start_esa_small(const Esa<BFloat16>&, cudaStream_t);
 
@@ -35,7 +37,7 @@ int64_t esa_forward_workspace(const EsaCall& call) {
 }
 
 cudaError_t esa_forward(const EsaCall& call, cudaStream_t stream) {
-  return with_dtype(call.dtype, [&](auto type) { return forward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.dtype, call.tf32, [&](auto type) { return forward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

@@ -32,7 +32,7 @@ struct BilinearTaps {
 template <class T>
 __device__ __forceinline__ float gate_sigmoid(float x) {
   const float e = 1.f + exp2_approx(x * -1.4426950408889634f);
-  if constexpr (sizeof(T) == 4) return 1.f / e;
+  if constexpr (!kTensorCores<T>) return 1.f / e;
   const float r = rsqrt_approx(e);  // one instruction
   return r * r;
 }
@@ -99,7 +99,7 @@ __device__ __forceinline__ void gate_input(const Esa<T>& a, const GateWeights& w
 
 // CTAs of the gate that a multiprocessor has registers for.
 template <class T>
-constexpr int kGateResident = sizeof(T) == 4 ? 1 : 2;
+constexpr int kGateResident = kTensorCores<T> ? 2 : 1;
 
 template <class T>
 __global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_gate_kernel(const Esa<T> a) {
@@ -119,14 +119,14 @@ __global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_gate_ke
       const auto fetch = [&](int p) {
         if (at.x[p] >= 0 && c < a.s.c) x[p] = a.x.load(at.offset(a.x, p), c);
       };
-      if constexpr (sizeof(T) == 2) fetch(0), fetch(1);  // float32 has no registers for it
+      if constexpr (kTensorCores<T>) fetch(0), fetch(1);  // FMA leaves no registers for it
       float sum[2][8];
 #pragma unroll
       for (int i = 0; i < 16; ++i) sum[i / 8][i % 8] = w.b4[c + i % 8];
       lane_product<T>(z, w.w4 + block * product_block_bytes<T>(a.s.f), a.s.f, 0, sum);
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
-        if constexpr (sizeof(T) == 4) fetch(p);
+        if constexpr (!kTensorCores<T>) fetch(p);
         if (at.x[p] < 0 || c >= a.s.c) continue;
         float v[8];
         to_floats(x[p], v);

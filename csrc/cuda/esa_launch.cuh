@@ -109,9 +109,11 @@ cudaError_t start_esa_path(const EsaCall& call, Esa<T>& a, void* c1, cudaStream_
 
 // Compiled with the forward, and used by others.
 extern template cudaError_t start_esa_reduce(const Esa<float>&, cudaStream_t);
+extern template cudaError_t start_esa_reduce(const Esa<Tf32>&, cudaStream_t);
 extern template cudaError_t start_esa_reduce(const Esa<Half>&, cudaStream_t);
 extern template cudaError_t start_esa_reduce(const Esa<BFloat16>&, cudaStream_t);
 extern template cudaError_t start_esa_small(const Esa<float>&, cudaStream_t);
+extern template cudaError_t start_esa_small(const Esa<Tf32>&, cudaStream_t);
 extern template cudaError_t start_esa_small(const Esa<Half>&, cudaStream_t);
 extern template cudaError_t start_esa_small(const Esa<BFloat16>&, cudaStream_t);
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) esa_small_backward_kernel(
       if (y < 0 || y >= s.small_h || x < 0 || x >= s.small_w) continue;
       const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + i % wide;
       dq[i] = a.d_from[at];
-      v[i] = a.layer == 1 ? before[at] : sizeof(T) == 4 ? gelu_by_erfc(before[at]) : gelu<Gelu::kTail>(before[at]);
+      v[i] = a.layer == 1 ? before[at] : kTensorCores<T> ? gelu<Gelu::kTail>(before[at]) : gelu_by_erfc(before[at]);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < kSmallTile * kSmallTile * quads; i += kProductThreads) {

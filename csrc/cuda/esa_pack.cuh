@@ -46,20 +46,33 @@ __device__ __forceinline__ float layer_weight(const EsaConv& conv, int64_t i, in
   return tap == kEsaTaps ? vector_at(conv.bias, o, f) : conv.dense(f, o, k, tap);
 }
 
-// conv2, [tap][16 outputs][16 inputs][lane] uint4, or [tap][input][output]: its kernel has four adjacent channels in
-// and out of two pixels on a lane.
+// The small map is float32: its convolutions are products on tensor cores in TF32, and FMAs elsewhere.
+template <class T>
+constexpr bool kSmallProducts = kTensorCores<T> && sizeof(T) == sizeof(float);
+
+// conv2, [tap][16 outputs][16 inputs][step][lane] uint4, or [tap][input][output]: its kernel has four adjacent channels
+// in and out of two pixels on a lane, one product deep in 16 bits and two in TF32.
 template <class T>
 __host__ __device__ constexpr int conv2_words(int wide) {
   return kEsaTaps * wide * wide * static_cast<int>(sizeof(T)) / 4;
 }
 template <class T>
 __device__ __forceinline__ uint32_t conv2_word(const EsaConv& conv, int i, int f, int wide) {
-  if constexpr (sizeof(T) == 4) return __float_as_uint(layer_weight(conv, i, f, wide));
-  const int word = i % 4, lane = i / 4 % 32, blocks = wide / 16;
-  const int in = i / 128 % blocks, out = i / 128 / blocks % blocks, tap = i / 128 / blocks / blocks;
+  if constexpr (!kTensorCores<T>) return __float_as_uint(layer_weight(conv, i, f, wide));
+  constexpr int kSteps = 16 / product_depth<T>, kOfWord = 4 / static_cast<int>(sizeof(T));
+  const int word = i % 4, lane = i / 4 % 32, step = i / 128 % kSteps, block = i / 128 / kSteps, blocks = wide / 16;
+  const int in = block % blocks, out = block / blocks % blocks, tap = block / blocks / blocks;
   const int g = lane / 4, t = lane % 4;
-  const int output = 16 * out + g / 2 * 4 + word / 2 * 2 + g % 2, input = 16 * in + 4 * t + word % 2 * 2;
-  return as_word<T>(conv.dense(f, output, input, tap), conv.dense(f, output, input + 1, tap));
+  const int output = 16 * out + g / 2 * 4 + word / 2 * 2 + g % 2;
+  const int input = 16 * in + 4 * t + (2 * step + word % 2) * kOfWord;
+  return as_word<T>(conv.dense(f, output, input, tap), kOfWord == 2 ? conv.dense(f, output, input + 1, tap) : 0.f);
+}
+
+// The same of a small convolution for the forward, and behind it the biases; esa_layer_words.
+template <class T>
+__device__ __forceinline__ uint32_t layer_word(const EsaConv& conv, int i, int f, int wide) {
+  if (kSmallProducts<T> && i < conv2_words<T>(wide)) return conv2_word<T>(conv, i, f, wide);
+  return __float_as_uint(layer_weight(conv, i, f, wide));
 }
 
 // Where the parts begin in what the backward reads, in words.

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) esa_reduce_kernel(const Es
 // GELU between the small convolutions, and its derivative.
 template <class T>
 __device__ __forceinline__ void small_gelu(float (&v)[4], int accuracy) {
-  if (sizeof(T) == 4 && accuracy != 2) {
+  if (!kTensorCores<T> && accuracy != 2) {
 #pragma unroll
     for (float& x : v) x = gelu_by_erfc(x);
   } else {
@@ -91,17 +91,17 @@ __device__ __forceinline__ void small_gelu(float (&v)[4], int accuracy) {
 }
 template <class T>
 __device__ __forceinline__ float small_gelu_derivative(float x) {
-  return sizeof(T) == 4 ? gelu_derivative_by_erfc(x) : gelu_derivative(x);
+  return kTensorCores<T> ? gelu_derivative(x) : gelu_derivative_by_erfc(x);
 }
 
-// The products of a small filter, added up. For maps of float32 with what rounding loses (Dekker's product, Knuth's
-// sum): the gradients of the first of three small convolutions are behind what the others lose.
+// The products of a small filter, added up. In float32 proper with what rounding loses (Dekker's product, Knuth's sum):
+// the gradients of the first of three small convolutions are behind what the others lose.
 template <class T>
 struct LongSum {
   float sum = 0.f, rest = 0.f;
 
   __device__ __forceinline__ void add(float a, float b) {
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (!kTensorCores<T>) {
       const float product = a * b, next = sum + product, of_product = next - sum;
       rest += fmaf(a, b, -product) + ((sum - (next - of_product)) + (product - of_product));
       sum = next;
@@ -109,7 +109,7 @@ struct LongSum {
       sum = fmaf(a, b, sum);
     }
   }
-  __device__ __forceinline__ float value() const { return sizeof(T) == 4 ? sum + rest : sum; }
+  __device__ __forceinline__ float value() const { return kTensorCores<T> ? sum : sum + rest; }
 };
 
 // Tiles of 8 x 8 pixels of the small maps of all images.

@@ -6,76 +6,11 @@
 // of 16 channels, which cost less than the launch and the map that they save.
 #pragma once
 
-#include "esa_path.cuh"
+#include "esa_low.cuh"
 
 namespace fastsr::cuda {
 
 constexpr int kSmallThreads = 512;  // there is about one CTA per multiprocessor
-
-// low at columns x[0] and x[1] of row y: four outputs of each, from 16 out + 4 (lane % 4) on. `bias` likewise.
-template <class T>
-__device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2, const float* bias, int64_t n, int y,
-                                             const int (&x)[2], int out, float (&sum)[2][4]) {
-  const EsaShape& s = a.s;
-  const int lane = threadIdx.x % 32, t = lane % 4, blocks = s.wide / 16;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = bias[i % 4];
-  const auto offset = [&](int p, int tap) -> int64_t {
-    const int from_y = 2 * y + tap / 3 - s.padding, from_x = 2 * x[p] + tap % 3 - s.padding;
-    const bool inside = x[p] >= 0 && x[p] < s.w2 && from_y >= 0 && from_y < s.h && from_x >= 0 && from_x < s.w;
-    return inside ? a.c1.at(n, from_y, from_x) : -1;
-  };
-  if constexpr (sizeof(T) == 2) {
-    float d[2][4] = {{sum[0][0], sum[0][1], sum[1][0], sum[1][1]}, {sum[0][2], sum[0][3], sum[1][2], sum[1][3]}};
-    const uint4* w = reinterpret_cast<const uint4*>(w2) + out * blocks * 32 + lane;
-    for (int in = 0; in < blocks; ++in) {
-#pragma unroll 1
-      for (int row = 0; row < kEsaTaps; row += 3) {
-        uint2 v[3][2];  // on their way at once
-#pragma unroll
-        for (int i = 0; i < 6; ++i) {
-          const int64_t from = offset(i % 2, row + i / 2);
-          v[i / 2][i % 2] = uint2{0, 0};
-          if (from >= 0) v[i / 2][i % 2] = *reinterpret_cast<const uint2*>(a.c1.data + from + 16 * in + 4 * t);
-        }
-#pragma unroll
-        for (int tap = 0; tap < 3; ++tap) {
-          const uint4 b = w[((row + tap) * blocks * blocks + in) * 32];
-          mma_k16<T>(d[0], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.x, b.y);
-          mma_k16<T>(d[1], v[tap][0].x, v[tap][1].x, v[tap][0].y, v[tap][1].y, b.z, b.w);
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = d[i % 4 / 2][i / 4 * 2 + i % 2];
-  } else {
-#pragma unroll 1
-    for (int tap = 0; tap < kEsaTaps; ++tap) {
-      const int64_t from[2] = {offset(0, tap), offset(1, tap)};
-      const float* w = reinterpret_cast<const float*>(w2) + tap * s.wide * s.wide + 16 * out + 4 * t;
-#pragma unroll 1
-      for (int c = 0; c < s.wide; c += 8, w += 8 * s.wide) {
-        float part[2][4] = {};  // sums of eight products: a long sum loses more digits
-        Eight<T> v[2] = {Eight<T>::zeros(), Eight<T>::zeros()};
-#pragma unroll
-        for (int p = 0; p < 2; ++p)
-          if (from[p] >= 0) v[p] = a.c1.load(from[p], c);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float4 of_input = *reinterpret_cast<const float4*>(w + i * s.wide);
-#pragma unroll
-          for (int p = 0; p < 2; ++p) {
-            const float value = __uint_as_float(v[p].word[i]);
-            part[p][0] = fmaf(value, of_input.x, part[p][0]), part[p][1] = fmaf(value, of_input.y, part[p][1]);
-            part[p][2] = fmaf(value, of_input.z, part[p][2]), part[p][3] = fmaf(value, of_input.w, part[p][3]);
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] += part[i / 4][i % 4];
-      }
-    }
-  }
-}
 
 // A tile's sizes, and where things lie in shared memory: m, the maxima's places, and then conv2's filters and rows of
 // low, whose place the small convolutions take.
@@ -183,44 +118,66 @@ __global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T
     }
 
   float *from = m, *to = reinterpret_cast<float*>(memory + plan.filters);
-  float* w = reinterpret_cast<float*>(memory + plan.layer);
+  uint32_t* w = reinterpret_cast<uint32_t*>(memory + plan.layer);
   const int64_t map = s.n * s.small_h * s.small_w * wide;
   for (int layer = 1; layer <= s.layers; ++layer) {
     __syncthreads();
     for (int i = threadIdx.x; i < esa_layer_words(wide); i += kSmallThreads)
-      w[i] = layer_weight(a.w.conv[layer], i, s.f, wide);
+      w[i] = layer_word<T>(a.w.conv[layer], i, s.f, wide);
     __syncthreads();
     const int rest = s.layers - layer, across = kSmallTile + 2 * rest;
-    for (int i = threadIdx.x; i < across * across * quads; i += kSmallThreads) {
-      const int o = i % quads * 4, pixel = i / quads;
+    const float* biases = reinterpret_cast<float*>(w) + kEsaTaps * wide * wide;
+    const auto input = [&](int pixel, int tap) {  // of a pixel of the layer's result
+      return from + ((pixel / across + layer - 1 + tap / 3) * side + pixel % across + layer - 1 + tap % 3) * wide;
+    };
+    const auto finish = [&](int pixel, int o, float (&sum)[4]) {
       const int y = y0 - rest + pixel / across, x = x0 - rest + pixel % across;
-      const int row = pixel / across + layer - 1, column = pixel % across + layer - 1;  // of the first tap
-      const float* biases = w + kEsaTaps * wide * wide + o;
-      LongSum<T> sums[4];
-      for (int tap = 0; tap < kEsaTaps; ++tap) {
-        const float* v = from + ((row + tap / 3) * side + column + tap % 3) * wide;
-        const float* of_tap = w + tap * wide * wide + o;
-#pragma unroll 4
-        for (int c = 0; c < wide; ++c) {
-          const float4 weights = *reinterpret_cast<const float4*>(of_tap + c * wide);
-          sums[0].add(v[c], weights.x), sums[1].add(v[c], weights.y);
-          sums[2].add(v[c], weights.z), sums[3].add(v[c], weights.w);
-        }
-      }
-      float sum[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sum[k] = sums[k].value() + biases[k];
       const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + o;
       if (layer == s.layers) {
         if (inside(y, x)) *reinterpret_cast<float4*>(a.out + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        continue;
+        return;
       }
       if (a.q && own(y, x) && inside(y, x))
         *reinterpret_cast<float4*>(a.q + (layer - 1) * map + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
       small_gelu<T>(sum, a.accuracy);
       if (!inside(y, x)) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
-      *reinterpret_cast<float4*>(to + ((row + 1) * side + column + 1) * wide + o) =
-          make_float4(sum[0], sum[1], sum[2], sum[3]);
+      const int row = pixel / across + layer, column = pixel % across + layer;
+      *reinterpret_cast<float4*>(to + (row * side + column) * wide + o) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    };
+    if constexpr (kSmallProducts<T>) {
+      const int blocks = wide / 16, groups = (across * across + 15) / 16;
+      for (int item = warp; item < groups * blocks; item += kSmallThreads / 32) {
+        const int out = item % blocks, o = 16 * out + lane % 4 * 4, first = item / blocks * 16 + lane / 4;
+        const auto load = [&](int tap, int p, int c) {
+          const int pixel = min(first + 8 * p, across * across - 1);
+          return *reinterpret_cast<const Four<T>*>(input(pixel, tap) + c);
+        };
+        float sum[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = biases[o + i % 4];
+        quad_products<T>(w, blocks, out, load, sum);
+#pragma unroll
+        for (int p = 0; p < 2; ++p)
+          if (first + 8 * p < across * across) finish(first + 8 * p, o, sum[p]);
+      }
+    } else {
+      for (int i = threadIdx.x; i < across * across * quads; i += kSmallThreads) {
+        const int o = i % quads * 4;
+        LongSum<T> sums[4];
+        for (int tap = 0; tap < kEsaTaps; ++tap) {
+          const float *v = input(i / quads, tap), *of_tap = reinterpret_cast<float*>(w) + tap * wide * wide + o;
+#pragma unroll 4
+          for (int c = 0; c < wide; ++c) {
+            const float4 weights = *reinterpret_cast<const float4*>(of_tap + c * wide);
+            sums[0].add(v[c], weights.x), sums[1].add(v[c], weights.y);
+            sums[2].add(v[c], weights.z), sums[3].add(v[c], weights.w);
+          }
+        }
+        float sum[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum[k] = sums[k].value() + biases[o + k];
+        finish(i / quads, o, sum);
+      }
     }
     float* other = from;
     from = to, to = other;

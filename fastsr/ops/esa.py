@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu, reference
+from fastsr import _cuda, reference
 from fastsr._dispatch import reference_because, select
-from fastsr._native import LIB
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
     define,
+    define_inference,
     define_over,
     define_packed,
     empty_map,
@@ -115,6 +115,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
 
 SCHEMA = "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])"
+REDUCED_SCHEMA = "(Tensor x, Tensor reduced, Tensor[] weights, int conv2_padding) -> Tensor"
 
 _call, _call_backward = define(
     "esa",
@@ -127,9 +128,9 @@ _call, _call_backward = define(
 )
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("esa")
-register_cuda("esa", SCHEMA, BACKWARD_SCHEMA)
-_cuda.define("esa_reduced", "(Tensor x, Tensor reduced, Tensor[] weights, int conv2_padding) -> Tensor")
-torch.library.register_fake("fastsr::_cuda_esa_reduced", _fake_reduced, lib=LIB)
+register_cuda("esa", SCHEMA, BACKWARD_SCHEMA, tf32=True)
+define_inference("esa_reduced", REDUCED_SCHEMA, _fake_reduced)
+_cuda.define_fusion("esa_reduced", REDUCED_SCHEMA)
 define_packed(
     "esa",
     "(Tensor[] weights) -> Tensor",
@@ -190,7 +191,7 @@ def esa(
     if reduced is not None and fuses_on_cuda("esa", x, reduced, *weights):
         check_esa_weights("esa", x, weights)
         check_reduced("esa", x, reduced, weights)
-        return torch.ops.fastsr._cuda_esa_reduced(x, reduced, list(weights), conv2_padding, _gelu.code())
+        return torch.ops.fastsr.esa_reduced(x, reduced, list(weights), conv2_padding)
     if takes_packed("esa", packed, x, *weights):
         form = form_of(weights)
         if not (overwrite and may_overwrite("esa", x)):

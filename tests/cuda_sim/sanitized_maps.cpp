@@ -93,11 +93,11 @@ void cca_norm(int64_t dtype, int64_t more_rows) {
   run(m, call, cca_norm_backward_workspace(call), cca_norm_backward);
 }
 
-EsaCall esa_call(Memory& m, int64_t more_rows) {
+EsaCall esa_call(Memory& m, int64_t more_rows, int64_t tf32) {
   constexpr int64_t c = 20, f = 12;
   EsaCall call{};
   call.dtype = call.parameter_dtype = m.dtype;
-  call.f = f, call.padding = 1, call.count = 18;
+  call.f = f, call.padding = 1, call.count = 18, call.tf32 = tf32;
   for (int i = 0; i < 18; ++i) {
     const int64_t in_conv = (i - 2) % 3;  // of a blueprint convolution
     int64_t size = in_conv == 0 ? f * f : in_conv == 1 ? f * 9 : f;
@@ -110,20 +110,20 @@ EsaCall esa_call(Memory& m, int64_t more_rows) {
   return call;
 }
 
-void esa(int64_t dtype, int64_t more_rows) {
+void esa(int64_t dtype, int64_t more_rows, int64_t tf32) {
   Memory m(dtype);
-  EsaCall call = esa_call(m, more_rows);
+  EsaCall call = esa_call(m, more_rows, tf32);
   run(m, call, esa_forward_workspace(call), esa_forward);
   run(m, call, esa_backward_workspace(call), esa_backward);
   call.reduced = m.map(16, more_rows);
   run(m, call, esa_forward_workspace(call), esa_forward);
 }
 
-void esa_cca(int64_t dtype, int64_t more_rows) {
+void esa_cca(int64_t dtype, int64_t more_rows, int64_t tf32) {
   constexpr int64_t c = 20, r = 3, sizes[6] = {r * c, r, c * r, c, c, c};
   Memory m(dtype);
   EsaCcaCall call{};
-  call.esa = esa_call(m, more_rows);
+  call.esa = esa_call(m, more_rows, tf32);
   call.shortcut = m.map(c, more_rows);
   call.hidden = r, call.eps = 1e-5;
   for (int i = 0; i < 6; ++i) call.cca[i] = m.elements(sizes[i]);
@@ -168,12 +168,14 @@ int main(int count, char**) {
   pointwise(kFloat32, count > 1, 1);
   alk_condense(kFloat32, count > 1, 1);
   pointwise_reduce(kFloat32, count > 1, 1);
+  esa(kFloat32, count > 1, 1);
+  esa_cca(kFloat32, count > 1, 1);
   for (const int64_t dtype : {kFloat32, kFloat16}) {
     pointwise(dtype, count > 1, 0);
     pointwise_reduce(dtype, count > 1, 0);
     cca_norm(dtype, count > 1);
-    esa(dtype, count > 1);
-    esa_cca(dtype, count > 1);
+    esa(dtype, count > 1, 0);
+    esa_cca(dtype, count > 1, 0);
     alk_condense(dtype, count > 1, 0);
     pixel_norm(dtype, count > 1);
   }

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import simulator
 import torch
 from simulator import DTYPES, Library, View, poisoned
 from torch import Tensor
@@ -21,7 +22,7 @@ class EsaCall(ctypes.Structure):
     """EsaCall of esa.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "f", "padding", "accuracy", "count")),
+        *((name, ctypes.c_int64) for name in ("dtype", "parameter_dtype", "f", "padding", "accuracy", "tf32", "count")),
         ("parameters", ctypes.c_void_p * MAX_PARAMETERS),
         *((name, View) for name in ("x", "y", "reduced", "dx")),
         ("gradients", ctypes.c_void_p * MAX_PARAMETERS),
@@ -36,7 +37,7 @@ def pointers(tensors: Sequence[Tensor]) -> Any:
 def call_of(x: Tensor, weights: Sequence[Tensor], padding: int) -> EsaCall:
     call = EsaCall(dtype=DTYPES.index(x.dtype), parameter_dtype=DTYPES.index(weights[0].dtype), padding=padding)
     call.f, call.count = weights[0].shape[0], len(weights)
-    call.accuracy = _gelu.code()
+    call.accuracy, call.tf32 = _gelu.code(), int(simulator.tf32)
     call.parameters, call.x = pointers(weights), View.of(x)
     return call
 
@@ -57,7 +58,7 @@ def esa(x: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
     return _forward(x, None, weights, conv2_padding)
 
 
-def _cuda_esa_reduced(x: Tensor, reduced: Tensor, weights: list[Tensor], conv2_padding: int, _: int) -> Tensor:
+def esa_reduced(x: Tensor, reduced: Tensor, weights: list[Tensor], conv2_padding: int) -> Tensor:
     return _forward(x, reduced, weights, conv2_padding)
 
 
@@ -75,4 +76,4 @@ def esa_backward(grad: Tensor, x: Tensor, weights: list[Tensor], conv2_padding: 
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    return {f.__name__: f for f in (esa, esa_backward, _cuda_esa_reduced)}
+    return {f.__name__: f for f in (esa, esa_backward, esa_reduced)}

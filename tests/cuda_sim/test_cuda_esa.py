@@ -170,8 +170,8 @@ def test_fakes_and_layouts(form: type, layout: str) -> None:
         arguments = (torch.randn_like(x), x, weights, 1)
         torch.library.opcheck(torch.ops.fastsr.esa_backward.default, arguments, test_utils=checks[2])
         y = torch.ops.fastsr.esa(x, weights, 1)
-        arguments = (x, torch.zeros(1, 16, 13, 14, device=DEVICE).to(memory_format=torch.channels_last), weights, 1, 0)
-        run = torch.ops.fastsr._cuda_esa_reduced.default
+        arguments = (x, torch.zeros(1, 16, 13, 14, device=DEVICE).to(memory_format=torch.channels_last), weights, 1)
+        run = torch.ops.fastsr.esa_reduced.default
         torch.library.opcheck(run, arguments, test_utils=("test_schema", "test_faketensor"))
     memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
     assert y.is_contiguous(memory_format=memory_format)
