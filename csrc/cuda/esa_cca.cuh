@@ -44,13 +44,17 @@ __device__ __forceinline__ void merge_moments(float& mean, float& squares, float
   squares += fmaf(d * d, count * share, other_squares);
 }
 
+// CTAs that a multiprocessor has registers for.
+template <class T>
+constexpr int kMomentsResident = sizeof(T) == 4 ? 1 : 2;
+
 template <class T>
 int esa_moments_shared(const EsaShape& s) {
   return gate_shared<T>(s) + kMomentWarps * (kMomentBlocks * kBlock * static_cast<int>(sizeof(float2)) + 4);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_moments_kernel(const EsaMoments<T> m) {
+__global__ void __launch_bounds__(kProductThreads, kMomentsResident<T>) esa_moments_kernel(const EsaMoments<T> m) {
   FASTSR_SHARED_MEMORY(memory);
   const Esa<T>& a = m.esa;
   const EsaShape& s = a.s;
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_moments
       const int c = c0 + block * kBlock + 8 * t;
       if (at.x[p] >= 0 && c < s.c) x[block][p] = a.x.load(at.offset(a.x, p), c);
     };
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (kTensorCores<T>) {
 #pragma unroll
       for (int i = 0; i < 2 * kMomentBlocks; ++i) fetch(i / 2, i % 2);
     }
@@ -89,7 +93,7 @@ __global__ void __launch_bounds__(kProductThreads, kGateResident<T>) esa_moments
       lane_product<T>(z, w.w4 + (c0 / kBlock + block) * product_block_bytes<T>(s.f), s.f, 0, sum);
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
-        if constexpr (sizeof(T) == 4) fetch(block, p);
+        if constexpr (!kTensorCores<T>) fetch(block, p);
         if (at.x[p] < 0 || c >= s.c) continue;
         float v[8];
         to_floats(x[block][p], v);

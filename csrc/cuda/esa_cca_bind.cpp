@@ -14,12 +14,12 @@ constexpr const char* kOp = "esa_cca";
 Tensor forward(const Tensor& x, const std::optional<Tensor>& reduced, const Tensor& shortcut,
                const std::vector<Tensor>& weights, int64_t padding, const Tensor& w0, const Tensor& b0,
                const Tensor& w2, const Tensor& b2, const std::optional<Tensor>& norm_weight,
-               const std::optional<Tensor>& norm_bias, double eps, int64_t accuracy) {
+               const std::optional<Tensor>& norm_bias, double eps, int64_t accuracy, bool tf32) {
   STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value(), kOp,
                   ": only one of norm_weight and norm_bias is given; pass both or neither");
   const Tensor *gamma = norm_weight ? &*norm_weight : nullptr, *beta = norm_bias ? &*norm_bias : nullptr;
   EsaCcaCall call{};
-  call.esa = esa_call_of(kOp, x, weights, padding, accuracy, false);
+  call.esa = esa_call_of(kOp, x, weights, padding, accuracy, tf32);
   check_cca_weights(kOp, x, {w0, b0, w2, b2}, gamma, beta);
   check_beside(kOp, x, shortcut, x.size(1), "shortcut");
   if (reduced) use_reduced(kOp, call.esa, x, *reduced);

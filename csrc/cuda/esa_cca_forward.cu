@@ -33,18 +33,18 @@ EsaCcaScratch scratch_of(const EsaCcaCall& call) {
   return at;
 }
 
-template <class T>
-CcaFinish<T> finish_of(const EsaCcaCall& call, const EsaMoments<T>& m) {
+template <class S, class T>
+CcaFinish<S> finish_of(const EsaCcaCall& call, const EsaMoments<T>& m, const TensorView& gated) {
   const auto parameter = [&](int i) { return Parameter{call.cca[i], static_cast<int>(call.esa.parameter_dtype)}; };
   const int64_t images = m.esa.s.n;
-  CcaFinish<T> f{};
+  CcaFinish<S> f{};
   Attention& a = f.attention;
   a.w0 = parameter(0), a.b0 = parameter(1), a.w2 = parameter(2), a.b2 = parameter(3);
   a.moments = m.moments;
   a.c = m.esa.s.c, a.hidden = static_cast<int>(call.hidden);
   a.pixels = static_cast<unsigned>(m.esa.s.h) * m.esa.s.w, a.part = m.part, a.parts = m.parts;
-  Cca<T>& cca = f.cca;
-  cca.x = m.esa.y, cca.y = map_of<T>(call.esa.y), cca.shortcut = map_of<T>(call.shortcut);
+  Cca<S>& cca = f.cca;
+  cca.x = map_of<S>(gated), cca.y = map_of<S>(call.esa.y), cca.shortcut = map_of<S>(call.shortcut);
   cca.gamma = parameter(4), cca.beta = parameter(5);
   cca.eps = static_cast<float>(call.eps);
   cca.pixels = a.pixels, cca.w = m.esa.s.w;
@@ -65,7 +65,8 @@ cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
   a = esa_of<T>(call.esa);
   a.out = reinterpret_cast<float*>(workspace + at.maps.out);
   if (failed(start_esa_path(call.esa, a, workspace + at.maps.c1, stream))) return error;
-  a.y = map_of<T>(scratch_like(call.esa.x, workspace + at.gated, a.s.c, sizeof(T)));
+  const TensorView gated = scratch_like(call.esa.x, workspace + at.gated, a.s.c, sizeof(T));
+  a.y = map_of<T>(gated);
   m.moments = reinterpret_cast<float*>(workspace + at.moments);
   m.part = part_of(call);
   m.parts = (static_cast<unsigned>(a.s.h) * a.s.w + m.part - 1) / m.part;
@@ -74,9 +75,10 @@ cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
   if (failed(launch(esa_moments_kernel<T>, a.s.n * m.parts * groups, kProductThreads, esa_moments_shared<T>(a.s),
                     stream, m)))
     return error;
-  const CcaFinish<T> f = finish_of(call, m);
+  using S = Stored<T>;
+  const CcaFinish<S> f = finish_of<S>(call, m, gated);
   return with_lanes(a.s.c, [&]<int Lanes>() {
-    return launch(cca_finish_kernel<T, Lanes>, a.s.n * f.blocks, kFinishThreads,
+    return launch(cca_finish_kernel<S, Lanes>, a.s.n * f.blocks, kFinishThreads,
                   cca_finish_shared(a.s.c, f.attention.hidden), stream, f);
   });
 }
@@ -86,7 +88,8 @@ cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
 int64_t esa_cca_forward_workspace(const EsaCcaCall& call) { return scratch_of(call).end; }
 
 cudaError_t esa_cca_forward(const EsaCcaCall& call, cudaStream_t stream) {
-  return with_dtype(call.esa.dtype, [&](auto type) { return forward_as<decltype(type)>(call, stream); });
+  return with_numbers(call.esa.dtype, call.esa.tf32,
+                      [&](auto type) { return forward_as<decltype(type)>(call, stream); });
 }
 
 }  // namespace fastsr::cuda

@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _gelu, _triton
-from fastsr._native import LIB
+from fastsr import _cuda, _triton
 from fastsr.ops import _checks
-from fastsr.ops._define import define_over, empty_map, fuses_on_cuda, fuses_on_triton, may_overwrite, takes_packed
+from fastsr.ops._define import (
+    define_inference,
+    define_over,
+    empty_map,
+    fuses_on_cuda,
+    fuses_on_triton,
+    may_overwrite,
+    takes_packed,
+)
 from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
 from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa, form_of
 from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
@@ -24,12 +31,12 @@ def _fake(x: Tensor, *rest: Any) -> Tensor:
     return empty_map(x, x.shape[1])
 
 
-_cuda.define(
-    "esa_cca",
+_SCHEMA = (
     "(Tensor x, Tensor? reduced, Tensor shortcut, Tensor[] esa_weights, int conv2_padding, Tensor du0_weight, "
-    "Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor",
+    "Tensor du0_bias, Tensor du2_weight, Tensor du2_bias, Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor"
 )
-torch.library.register_fake("fastsr::_cuda_esa_cca", _fake, lib=LIB)
+define_inference("esa_cca", _SCHEMA, _fake)
+_cuda.define_fusion("esa_cca", _SCHEMA)
 _triton.define_fusion(
     "esa_cca",
     "(Tensor x, Tensor shortcut, Tensor[] esa_weights, int conv2_padding, Tensor du0_weight, Tensor du0_bias, "
@@ -118,9 +125,7 @@ def esa_cca(
         return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
     if reduced is not None:
         check_reduced("esa_cca", x, reduced, esa_weights)
-    return torch.ops.fastsr._cuda_esa_cca(
-        x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps, _gelu.code()
-    )
+    return torch.ops.fastsr.esa_cca(x, reduced, shortcut, list(esa_weights), conv2_padding, *parameters, eps)
 
 
 def _may_overwrite(x: Tensor, shortcut: Tensor, *weights: Tensor | None) -> bool:

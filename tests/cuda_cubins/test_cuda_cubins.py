@@ -27,7 +27,7 @@ THREADS = {
 # some in float32; and two whose programs fill one.
 LARGE = re.compile(
     r"^alk\w+<\w+, (32|40|48)\b|norm_backward_kernel<(\w+, 4|float, 2)>"
-    r"|^(esa_gate|esa_moments|alk_condense)_kernel<(float|Tf32)|^(esa_small|cca_finish)_kernel"
+    r"|^esa_gate_kernel<float|^(esa_moments|alk_condense)_kernel<(float|Tf32)|^(esa_small|cca_finish)_kernel"
 )
 
 

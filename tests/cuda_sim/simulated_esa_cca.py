@@ -29,10 +29,10 @@ class EsaCcaCall(ctypes.Structure):
     )
 
 
-def _cuda_esa_cca(
+def esa_cca(
     x: Tensor, reduced: Tensor | None, shortcut: Tensor, weights: list[Tensor], conv2_padding: int, *rest: Any
 ) -> Tensor:
-    *parameters, eps, _ = rest
+    *parameters, eps = rest
     weights = [w.contiguous() for w in weights]
     parameters = [None if p is None else p.contiguous() for p in parameters]
     y = poisoned(empty_map(x, x.shape[1]))
@@ -47,4 +47,4 @@ def _cuda_esa_cca(
 
 def operators() -> dict[str, Callable[..., Any]]:
     """Implementations of the operators, by name."""
-    return {_cuda_esa_cca.__name__: _cuda_esa_cca}
+    return {esa_cca.__name__: esa_cca}

@@ -146,10 +146,10 @@ def test_wrong_arguments_are_named() -> None:
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_fake_and_layout(layout: str) -> None:
     x, shortcut, *rest = (moved(t, DEVICE) for t in inputs_of((1, 8, 13, 14), 8, BLUEPRINT, layout=layout))
-    arguments = (x, None, shortcut, rest[:18], 1, *rest[18:], 1e-5, 0)
+    arguments = (x, None, shortcut, rest[:18], 1, *rest[18:], 1e-5)
     with fastsr.backend("cuda"):
         checks = ("test_schema", "test_faketensor")
-        torch.library.opcheck(torch.ops.fastsr._cuda_esa_cca.default, arguments, test_utils=checks)
-        y = torch.ops.fastsr._cuda_esa_cca(*arguments)
+        torch.library.opcheck(torch.ops.fastsr.esa_cca.default, arguments, test_utils=checks)
+        y = torch.ops.fastsr.esa_cca(*arguments)
     memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
     assert y.is_contiguous(memory_format=memory_format)

@@ -1,4 +1,4 @@
-"""esa in TF32: within what rounding the operands allows, and at all."""
+"""esa and esa_cca in TF32: within what rounding the operands allows, and at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import simulator
 import torch
 from test_cuda_esa import BLUEPRINT, CASES, PLAIN, case, function
+from test_cuda_esa_cca import CASES as FUSED_CASES
+from test_cuda_esa_cca import inputs_of as fused_inputs
 from test_cuda_tf32 import DEVICE, tf32
 from tf32_convolutions import assert_twice_rule, convolutions_in_tf32
 from tf32_esa_checks import gated, maxima, pooled_at
@@ -151,8 +153,58 @@ def test_a_map_that_is_reduced_already(form: Any, f: int) -> None:
     assert torch.equal(found[1], y) and not torch.equal(found[0], y)
 
 
-@pytest.mark.parametrize("name", ("esa", "esa_backward", "esa_reduced"))
+@pytest.mark.parametrize("name", ("esa", "esa_backward", "esa_reduced", "esa_cca"))
 def test_the_private_operators_know_the_flag(name: str) -> None:
     """Behind the accuracy of GELU."""
     schema = getattr(torch.ops.fastsr, f"_cuda_{name}").default._schema
     assert [a.name for a in schema.arguments[-2:]] == ["accuracy", "tf32"]
+
+
+# ---- esa_cca
+
+
+def fused(tensors: Sequence[Tensor], form: Any, padding: int, allowed: bool, reduced: Tensor | None = None) -> Tensor:
+    x, shortcut, *rest = (kc.moved(t, DEVICE) for t in tensors)
+    count = len(form._fields)
+    with fastsr.backend("cuda"), tf32(allowed), torch.no_grad():
+        weights = form._make(rest[:count])
+        return ops.esa_cca(x, shortcut, weights, *rest[count:], conv2_padding=padding, reduced=reduced).cpu()
+
+
+@pytest.mark.parametrize(("shape", "f", "form", "padding", "norm"), FUSED_CASES)
+def test_the_fusion_gives_what_its_parts_give(shape: Any, f: int, form: Any, padding: int, norm: bool) -> None:
+    """To float32's rounding, of which the statistics and all behind them are; TF32 costs a hundred times as much."""
+    tensors = fused_inputs(shape, f, form, norm)
+    x, shortcut, *rest = (kc.moved(t, DEVICE) for t in tensors)
+    count = len(form._fields)
+    found = [fused(tensors, form, padding, allowed) for allowed in (False, True)]
+    for allowed in (False, True):
+        with fastsr.backend("cuda"), tf32(allowed), torch.no_grad():
+            gate = ops.esa(x, form._make(rest[:count]), conv2_padding=padding)
+            parts = ops.cca_norm(gate, shortcut, *rest[count:]).cpu()
+        assert (found[allowed] - parts).abs().max() <= 2**-19 * parts.abs().max()
+    assert (found[True] - found[False]).abs().max() > 2**-13 * parts.abs().max()
+
+
+def test_the_fusion_of_a_map_that_is_reduced_already() -> None:
+    tensors = fused_inputs((1, 64, 20, 23), 16, BLUEPRINT)
+    x, _, w, b, *_ = (kc.moved(t, DEVICE) for t in tensors)
+    with fastsr.backend("cuda"), tf32(True), torch.no_grad():
+        reduced = ops.pointwise([x], w, b)
+    assert torch.equal(fused(tensors, BLUEPRINT, 1, True, reduced), fused(tensors, BLUEPRINT, 1, True))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+def test_the_fusion_of_half_precision_knows_no_tf32(dtype: torch.dtype) -> None:
+    tensors = fused_inputs((1, 20, 16, 17), 12, BLUEPRINT, dtype=dtype)
+    assert torch.equal(*(fused(tensors, BLUEPRINT, 1, allowed) for allowed in (False, True)))
+
+
+def test_repeats_of_the_fusion_are_bit_equal_whatever_the_order_of_threads() -> None:
+    tensors = fused_inputs((2, 40, 19, 29), 16, BLUEPRINT)
+    first = fused(tensors, BLUEPRINT, 1, True)
+    try:
+        for simulator.seed in (1, 2):
+            assert torch.equal(first, fused(tensors, BLUEPRINT, 1, True))
+    finally:
+        simulator.seed = 0
