@@ -13,7 +13,8 @@ struct alignas(4 * sizeof(T)) Four {
   uint32_t word[sizeof(T)];
 };
 
-// Adds to `sum` on tensor cores, with weights in conv2_word's order. `load(tap, pixel, channel)` gives a Four.
+// Adds to `sum` on tensor cores, with weights in conv2_word's order. `load(row of taps, column, pixel, channel)` gives
+// a Four.
 template <class T, class Load>
 __device__ __forceinline__ void quad_products(const uint32_t* packed, int blocks, int out, Load load,
                                               float (&sum)[2][4]) {
@@ -23,17 +24,17 @@ __device__ __forceinline__ void quad_products(const uint32_t* packed, int blocks
   const uint4* w = reinterpret_cast<const uint4*>(packed) + out * blocks * kSteps * 32 + lane;
   for (int in = 0; in < blocks; ++in) {
 #pragma unroll 1
-    for (int row = 0; row < kEsaTaps; row += 3) {
+    for (int row = 0; row < 3; ++row) {
       Four<T> v[3][2];  // on their way at once
 #pragma unroll
-      for (int i = 0; i < 6; ++i) v[i / 2][i % 2] = load(row + i / 2, i % 2, 16 * in + 4 * t);
+      for (int i = 0; i < 6; ++i) v[i / 2][i % 2] = load(row, i / 2, i % 2, 16 * in + 4 * t);
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
         uint32_t (&low)[sizeof(T)] = v[tap][0].word, (&high)[sizeof(T)] = v[tap][1].word;
         for_product<T>(low), for_product<T>(high);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-          const uint4 b = w[(((row + tap) * blocks * blocks + in) * kSteps + step) * 32];
+          const uint4 b = w[(((3 * row + tap) * blocks * blocks + in) * kSteps + step) * 32];
           const int i = 2 * step;
           mma<T>(d[0], low[i], high[i], low[i + 1], high[i + 1], b.x, b.y);
           mma<T>(d[1], low[i], high[i], low[i + 1], high[i + 1], b.z, b.w);
@@ -53,14 +54,14 @@ __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2
   const int t = threadIdx.x % 4;
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum[i / 4][i % 4] = bias[i % 4];
-  const auto offset = [&](int p, int tap) -> int64_t {
-    const int from_y = 2 * y + tap / 3 - s.padding, from_x = 2 * x[p] + tap % 3 - s.padding;
+  const auto offset = [&](int row, int column, int p) -> int64_t {
+    const int from_y = 2 * y + row - s.padding, from_x = 2 * x[p] + column - s.padding;
     const bool inside = x[p] >= 0 && x[p] < s.w2 && from_y >= 0 && from_y < s.h && from_x >= 0 && from_x < s.w;
     return inside ? a.c1.at(n, from_y, from_x) : -1;
   };
   if constexpr (kTensorCores<T>) {
-    const auto load = [&](int tap, int p, int c) {
-      const int64_t from = offset(p, tap);
+    const auto load = [&](int row, int column, int p, int c) {
+      const int64_t from = offset(row, column, p);
       Four<T> v{};
       if (from >= 0) v = *reinterpret_cast<const Four<T>*>(a.c1.data + from + c);
       return v;
@@ -69,7 +70,7 @@ __device__ __forceinline__ void low_products(const Esa<T>& a, const uint32_t* w2
   } else {
 #pragma unroll 1
     for (int tap = 0; tap < kEsaTaps; ++tap) {
-      const int64_t from[2] = {offset(0, tap), offset(1, tap)};
+      const int64_t from[2] = {offset(tap / 3, tap % 3, 0), offset(tap / 3, tap % 3, 1)};
       const float* w = reinterpret_cast<const float*>(w2) + tap * s.wide * s.wide + 16 * out + 4 * t;
 #pragma unroll 1
       for (int c = 0; c < s.wide; c += 8, w += 8 * s.wide) {

@@ -148,9 +148,10 @@ __global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T
       const int blocks = wide / 16, groups = (across * across + 15) / 16;
       for (int item = warp; item < groups * blocks; item += kSmallThreads / 32) {
         const int out = item % blocks, o = 16 * out + lane % 4 * 4, first = item / blocks * 16 + lane / 4;
-        const auto load = [&](int tap, int p, int c) {
-          const int pixel = min(first + 8 * p, across * across - 1);
-          return *reinterpret_cast<const Four<T>*>(input(pixel, tap) + c);
+        const int last = across * across - 1;
+        const float* inputs[2] = {input(min(first, last), 0), input(min(first + 8, last), 0)};
+        const auto load = [&](int row, int column, int p, int c) {
+          return *reinterpret_cast<const Four<T>*>(inputs[p] + (row * side + column) * wide + c);
         };
         float sum[2][4];
 #pragma unroll
