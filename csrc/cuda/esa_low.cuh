@@ -30,14 +30,14 @@ __device__ __forceinline__ void quad_products(const uint32_t* packed, int blocks
       for (int i = 0; i < 6; ++i) v[i / 2][i % 2] = load(row, i / 2, i % 2, 16 * in + 4 * t);
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        uint32_t (&low)[sizeof(T)] = v[tap][0].word, (&high)[sizeof(T)] = v[tap][1].word;
-        for_product<T>(low), for_product<T>(high);
+        uint32_t (&p0)[sizeof(T)] = v[tap][0].word, (&p1)[sizeof(T)] = v[tap][1].word;
+        for_product<T>(p0), for_product<T>(p1);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
           const uint4 b = w[(((3 * row + tap) * blocks * blocks + in) * kSteps + step) * 32];
           const int i = 2 * step;
-          mma<T>(d[0], low[i], high[i], low[i + 1], high[i + 1], b.x, b.y);
-          mma<T>(d[1], low[i], high[i], low[i + 1], high[i + 1], b.z, b.w);
+          mma<T>(d[0], p0[i], p1[i], p0[i + 1], p1[i + 1], b.x, b.y);
+          mma<T>(d[1], p0[i], p1[i], p0[i + 1], p1[i + 1], b.z, b.w);
         }
       }
     }
