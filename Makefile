@@ -56,7 +56,7 @@ oldest-triton: setup
 
 bench-cpu: setup
 	@$(PIP) pyyaml matplotlib jinja2 onnx onnxscript onnxruntime openvino
-	$(BIN)/python -m fastsr bench --device cpu $(BENCH_ARGS)
+	$(BIN)/python -m fastsr bench --device cpu --memory --peer-limit 300 $(BENCH_ARGS)
 
 # A GPU machine is used as it is: nothing is installed there.
 gpu-test:
