@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ def _vector(size: int, seed: int, dtype: torch.dtype) -> Tensor:
     return weight(size, seed=seed, gain=0.3, dtype=dtype)
 
 
-def _alk_weights(c: int, k: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    shapes = ((k, c, 1, 1), (k, 1, 9, 1), (k,), (k, 1, 1, 9), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
+def _alk_weights(c: int, k: int, dtype: torch.dtype, taps: int = 9) -> dict[str, Tensor]:
+    shapes = ((k, c, 1, 1), (k, 1, taps, 1), (k,), (k, 1, 1, taps), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
     return {
         name: weight(*shape, seed=i, dtype=dtype)
         for i, (name, shape) in enumerate(zip(ALKConvWeights._fields, shapes, strict=True))
@@ -43,12 +44,12 @@ def _alk_conv(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -
     return Case(lambda x, *weights: ops.alk_conv(x, ALKConvWeights._make(weights)), tensors, ("x",))
 
 
-def _alk_stage(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype) -> Case:
+def _alk_stage(n: int, c: int, h: int, w: int, layout: str, dtype: torch.dtype, taps: int = 9) -> Case:
     tensors = {
         "x": feature_map((n, c, h, w), layout, dtype),
         "d_weight": weight(c // 2 + 1, c, 1, 1, seed=20, dtype=dtype),
         "d_bias": _vector(c // 2 + 1, 21, dtype),
-        **_alk_weights(c, c, dtype),
+        **_alk_weights(c, c, dtype, taps),
     }
     return Case(lambda x, d, b, *weights: ops.alk_stage(x, d, b, ALKConvWeights._make(weights)), tensors, ("x",))
 
@@ -204,11 +205,13 @@ def _itself(name: str, *numbers: float) -> Build:
     return case
 
 
-# With kernels that the calls above do not reach: a fusion's, and those that training replaces by kept weights.
+# With kernels that the calls above do not reach: a fusion's, those that training replaces by kept weights, and those of
+# larger filters.
 MORE: dict[str, Build] = {
     "bsconv_stage": _bsconv_stage,
     "alk_conv_itself": _itself("alk_conv", 1e-6, 0),
     "alk_stage_itself": _itself("alk_stage", 1e-6),
+    **{f"alk_stage_{taps}": functools.partial(_alk_stage, taps=taps) for taps in (13, 21, 31)},
 }
 
 

@@ -22,7 +22,7 @@ from operator_cases import BUILDERS, MORE, build
 import fastsr
 
 SHAPE = (1, 20, 19, 21)
-KINDS = ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
+KINDS = ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
 NETS = ("alkdnet", "bsrn", "mlrn")  # their blocks call the fusions, frozen the ALK convolutions packed
 
 
