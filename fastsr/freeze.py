@@ -132,10 +132,9 @@ def freeze(
             "freeze: model has forward hooks, which a CUDA graph would not call; remove them, or freeze without "
             "cuda_graph"
         )
-    net = _copy(model)
+    net = _copy(model).eval()
     for module in net.modules():
-        for name in list(getattr(module, "parametrizations", {})) if parametrize.is_parametrized(module) else ():
-            parametrize.remove_parametrizations(module, name)
+        _remove_parametrizations(module)
     net.requires_grad_(False)
     if dtype is not None:
         net.to(dtype)
@@ -166,6 +165,16 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(f"freeze: {type(model).__name__} cannot be copied by copy.deepcopy: {error}") from error
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    """Leave the values of the parameters that have any."""
+    if not parametrize.is_parametrized(module):
+        return
+    shared = type(module)  # with the original, and removing takes the parameters' properties from it
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    for name in list(module.parametrizations):  # type: ignore[arg-type]
+        parametrize.remove_parametrizations(module, name)
 
 
 def _pack(module: nn.Module) -> None:

@@ -273,6 +273,36 @@ def test_wrappers_and_parametrizations_are_taken_off() -> None:
     torch.testing.assert_close(outputs(frozen, image()), expected, rtol=1e-4, atol=1e-5)
 
 
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "own"])
+def test_a_parametrized_network_is_trained_on(kind: str) -> None:
+    """The copy shares its classes, which have the properties that compute the weights."""
+    net = network("mlrn", num_block=1).train()
+    for conv in (net.block_1.c1_r, net.block_1.c5):
+        if kind == "own":
+            torch.nn.utils.parametrize.register_parametrization(conv, "weight", Doubled())
+        else:
+            getattr(torch.nn.utils.parametrizations, kind)(conv)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        net(image()).square().mean().backward()
+        assert all(p.grad is not None for p in net.block_1.c1_r.parameters())
+        optimiser.step()
+        before, kinds = state(net), list(map(type, net.modules()))
+        frozen = fastsr.freeze(net)
+        assert net.training and list(map(type, net.modules())) == kinds
+        assert before.keys() == net.state_dict().keys()
+        assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+        assert type(frozen.block_1.c1_r) is nn.Conv2d and "block_1.c1_r.weight" in frozen.net.state_dict()
+        evaluated = outputs(copy.deepcopy(net).eval(), image())
+        torch.testing.assert_close(outputs(frozen, image()), evaluated, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
