@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _device, _gelu, _native, _triton
-from fastsr._dispatch import current_backend, select
+from fastsr._dispatch import current_backend, select_kernel
 from fastsr._native import LIB
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
@@ -125,7 +125,7 @@ def _operator(op: str, name: str) -> Callable[..., Any]:
         if not _announced:
             _announce(first)
         fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
-        if fits and select(op, first) == "cuda":
+        if fits and select_kernel(op, first) == "cuda":
             return _run(name, first, args)
         return run_triton(*args)
 

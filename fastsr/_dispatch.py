@@ -3,7 +3,8 @@
 A backend is "cuda" (CUDA C++), "triton", "cpu" (C++) or "reference" (plain PyTorch). Each operator registers, per
 backend it has a kernel for, a `can_run` function that returns None or the reason why the kernel cannot take these
 tensors. Without a forced backend the first that can run is taken, and falling back is logged once with its reason;
-with one (`fastsr.backend(...)` or FASTSR_BACKEND), not being able to run is an error.
+with one (`fastsr.backend(...)` or FASTSR_BACKEND), not being able to run is an error. No kernel can run under
+torch.func and in forward-mode differentiation.
 
 `select` reads only tensor metadata and plain globals, so that `torch.compile` folds it away under guards; whether TF32
 is allowed, it asks outside of torch.compile only.
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fastsr import _device, _env, _gpu_order
 from fastsr._export import exporting
+from fastsr._transforms import transformed
 from fastsr.errors import BackendError, InputError
 
 logger = logging.getLogger("fastsr")
@@ -165,12 +167,19 @@ def candidates(op: str, x: Tensor) -> tuple[str, ...]:
 
 
 def select(op: str, x: Tensor) -> str:
-    """The backend that runs `op` on tensors like `x`.
+    """The backend that runs `op` on tensors like `x`, called as it is now.
 
     Raises:
         BackendError: a backend is forced and cannot run this.
         InputError: FASTSR_BACKEND names no backend.
     """
+    if transformed() and not exporting() and _forced != "reference":
+        return reference_because(op, "kernels have no rules for torch.func and forward-mode derivatives")
+    return select_kernel(op, x)
+
+
+def select_kernel(op: str, x: Tensor) -> str:
+    """The same for a call that has come to the operator, where PyTorch has dealt with transforms."""
     if exporting():
         return "reference"
     if _forced != "auto":

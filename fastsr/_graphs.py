@@ -18,6 +18,7 @@ from torch import Tensor
 from fastsr import _device, _gelu
 from fastsr._dispatch import current_backend
 from fastsr._export import exporting
+from fastsr._transforms import transformed
 from fastsr.errors import BackendError, FastsrError
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests without a GPU put fakes in the place of Turns and Capture and add "cpu"
@@ -130,7 +131,7 @@ class GraphedCalls:
         return GraphedCalls, (self.function, self.limit)
 
     def _records(self, x: Any) -> bool:
-        if torch.compiler.is_compiling() or exporting():
+        if torch.compiler.is_compiling() or exporting() or transformed():
             return False
         if not isinstance(x, Tensor) or x.device.type not in DEVICES or x.numel() == 0:
             return False

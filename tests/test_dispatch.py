@@ -133,10 +133,10 @@ def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatc
     run = _cuda._operator("pixel_norm", "pixel_norm")
     x = torch.empty(1)
     for name in ("cuda", "triton"):
-        monkeypatch.setattr(_cuda, "select", lambda op, first, name=name: name)
+        monkeypatch.setattr(_cuda, "select_kernel", lambda op, first, name=name: name)
         run(x, 1)
     with fastsr.set_gelu("fast"):
-        monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+        monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
         run(x, 1)
     assert calls == [
         ("cuda", "pixel_norm", (x, 1, 0)),
@@ -153,7 +153,7 @@ def test_tf32_is_an_argument_of_the_call(monkeypatch: pytest.MonkeyPatch, allowe
     fakes = {name: lambda *args, name=name: calls.append((name, args[1:])) for name in names}
     monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(**fakes))
     monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: None)
-    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
     monkeypatch.setattr(_cuda._device, "allows_tf32", lambda x: allowed)
     for name in names:
         name = name.removeprefix("_cuda_")
@@ -230,7 +230,7 @@ def test_calls_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest.Monkey
     calls = []
     monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
     monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(_cuda_bsconv=lambda *args: calls.append("cuda")))
-    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
     run = _cuda._operator("bsconv", "bsconv")
     for channels in (64, 65):
         run(torch.empty(1, channels, 2, 2), torch.empty(8, channels, 1, 1), None, None, None, 0)
@@ -256,7 +256,7 @@ def test_convolutions_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest
     monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
     kernels = types.SimpleNamespace(**{f"_cuda_{name}": lambda *args: calls.append("cuda")})
     monkeypatch.setattr(torch.ops, "fastsr", kernels)
-    monkeypatch.setattr(_cuda, "select", lambda op, first: "cuda")
+    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
     run = _cuda._operator(op, name)
     for channels, taps in ((128, 33), (129, 33), (128, 35)):
         sizes = {"pw_weight": (channels, 4, 1, 1), "lora1_weight": (channels, 1, taps, 1), "eps": (), "activation": ()}

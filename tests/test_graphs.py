@@ -110,6 +110,7 @@ def test_calls_that_cannot_be_recorded_are_passed_on() -> None:
     net(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
     assert net(x.detach()[:0]).shape == (0, 3, 42, 52)
+    assert torch.func.jvp(net, (image(),), (image(),))[1].abs().sum() > 0
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(image()), net.net(image()), atol=1e-6)

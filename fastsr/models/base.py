@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastsr._dispatch import current_backend
 from fastsr._export import exporting
+from fastsr._transforms import transformed
 from fastsr.errors import InputError
 from fastsr.ops import output_format
 
@@ -55,9 +56,9 @@ class SuperResolutionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_image(x)
-        # The kernels work on channels-last maps. An exported graph leaves layouts to whatever runs it, and the
-        # forced reference is the plain network in the caller's layout.
-        if exporting() or current_backend() == "reference":
+        # The kernels work on channels-last maps. An exported graph leaves layouts to whatever runs it, torch.vmap knows
+        # no such maps, and the forced reference is the plain network in the caller's layout.
+        if exporting() or transformed() or current_backend() == "reference":
             return self.enlarge(x)
         y = self.enlarge(x.contiguous(memory_format=torch.channels_last))
         return y.contiguous(memory_format=output_format(x))

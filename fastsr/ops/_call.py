@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsr._transforms import has_tangent, transformed
+from fastsr.errors import InputError
+
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -26,9 +29,8 @@ def records(*values: Any) -> bool:
     return recording and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
-def _transformed() -> bool:
-    compiling = torch.compiler.is_compiling()
-    return compiling or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+def _seen_through() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
 def backward_caller(name: str) -> Callable[..., Any]:
@@ -36,7 +38,7 @@ def backward_caller(name: str) -> Callable[..., Any]:
     operator = getattr(torch.ops.fastsr, name).default
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() or _transformed():  # with create_graph: it says that it cannot be differentiated
+        if torch.is_grad_enabled() or _seen_through():  # with create_graph: it says that it cannot be differentiated
             return operator(*args)
         with _below_autograd():
             return operator(*args)
@@ -60,6 +62,11 @@ def caller(
         return output
 
     def gradients(ctx: Any, *grads: Any) -> Any:
+        if has_tangent(*grads):  # of a call from before the dual level
+            raise InputError(
+                f"{op}: the fused backward has no forward-mode derivative; call {op} within the dual level too, or "
+                "under fastsr.backend('reference')"
+            )
         found = backward(ctx, *grads)
         return (*(found if ctx.layout is None else _flat(found, ctx.layout)), None)
 
@@ -72,7 +79,7 @@ def caller(
     has_lists = "Tensor[]" in schema.split("->", maxsplit=1)[0]
 
     def call(*args: Any) -> Any:
-        if _transformed():
+        if _seen_through():
             return operator(*args)
         layout = tuple(len(a) if isinstance(a, list) else -1 for a in args) if has_lists else None
         tensors = args if layout is None else _flat(args, layout)

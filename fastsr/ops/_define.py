@@ -17,6 +17,7 @@ from fastsr import _cuda, _native, _triton
 from fastsr._dispatch import can_run, current_backend, register, select
 from fastsr._export import exporting
 from fastsr._native import LIB
+from fastsr._transforms import transformed
 from fastsr.errors import InputError
 from fastsr.ops._call import backward_caller, caller, records
 
@@ -119,7 +120,7 @@ def _fuses_on(wanted: str, op: str, x: Tensor, *others: Tensor | None) -> bool:
     backend = current_backend()
     if (backend != wanted and (backend != "auto" or x.device.type != "cuda")) or exporting():
         return False
-    if records(x, *others):
+    if transformed() or records(x, *others):
         return False
     return can_run(op, wanted, x) is None
 

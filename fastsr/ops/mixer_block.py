@@ -14,6 +14,7 @@ from torch import Tensor
 from fastsr import _native
 from fastsr._dispatch import current_backend
 from fastsr._export import exporting
+from fastsr._transforms import transformed
 from fastsr.ops import _checks
 from fastsr.ops._define import define, empty_map, records
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu
@@ -74,7 +75,7 @@ _call, _call_backward = define(
 def _fuses(x: Tensor, keeps: bool, is_packed: bool) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or not _native.CPU.loaded or exporting():
         return False
-    if torch.jit.is_tracing() and not keeps:
+    if transformed() or (torch.jit.is_tracing() and not keeps):
         return False  # a trace may be asked for gradients, and be given other dtypes
     return current_backend() in ("auto", "cpu") and (keeps or not is_packed or x.numel() >= LARGE)
 
