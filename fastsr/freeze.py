@@ -24,7 +24,9 @@ class FrozenNet(nn.Module):
     """What `freeze` returns: the copy as `net`, and its attributes (`scale`, `min_size`, ...) as if they were its own.
 
     It may be called from several threads, copied (`copy.deepcopy`), pickled, compiled, exported and moved by `.to`:
-    the packed weights are made anew wherever it comes to. It cannot be trained or loaded into.
+    the packed weights are made anew wherever it comes to. It cannot be trained or loaded into, nor can its parts or
+    what it is a part of. Do not write or replace its parameters in another way, as an EMA of it and
+    `torch.func.functional_call` do: calls go on with the packed weights, without a word.
     """
 
     def __init__(self, net: nn.Module, graphs: GraphedCalls | None = None) -> None:
@@ -32,6 +34,8 @@ class FrozenNet(nn.Module):
         self.net = net
         self.graphs = graphs
         super().train(False)
+        for module in self.modules():
+            module.register_load_state_dict_pre_hook(_refuse_state_dict)
         _pack(net)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,10 +73,6 @@ class FrozenNet(nn.Module):
             raise InputError("a frozen network has no gradients; train the network it was made from, or call that one")
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises InputError: its weights are folded and packed."""
-        raise InputError("a frozen network takes no state dict; load it into a network of its kind and freeze that")
-
     def _apply(self, fn: Any, recurse: bool = True) -> FrozenNet:
         if self.graphs is not None:
             self.graphs.clear()
@@ -83,6 +83,11 @@ class FrozenNet(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _pack(self.net)
+
+
+def _refuse_state_dict(*_: Any) -> None:
+    """For every module within, so that a wrapper does not load into them either."""
+    raise InputError("a frozen network takes no state dict; load it into a network of its kind and freeze that")
 
 
 def freeze(

@@ -125,6 +125,19 @@ def test_a_frozen_network_is_for_inference() -> None:
             call()
 
 
+@pytest.mark.parametrize("duplicate", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_nothing_loads_into_a_frozen_network(duplicate: Any) -> None:
+    """Neither what it is a part of nor its own parts."""
+    net = duplicate(fastsr.freeze(network("mlrn", num_block=1)))
+    before = state(net)
+    for module in (net, net.net, net.block_1.c1_r, nn.Sequential(net), nn.DataParallel(net.net)):
+        other = {key: value + 1 for key, value in module.state_dict().items()}
+        for strict, assign in ((True, False), (False, False), (True, True)):
+            with pytest.raises(fastsr.InputError, match="a frozen network takes no state dict"):
+                module.load_state_dict(other, strict=strict, assign=assign)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
 def test_attributes_are_those_of_the_network() -> None:
     net = network("rlfn")
     frozen = fastsr.freeze(net)
