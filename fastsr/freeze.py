@@ -36,6 +36,8 @@ class FrozenNet(nn.Module):
         super().train(False)
         for module in self.modules():
             module.register_load_state_dict_pre_hook(_refuse_state_dict)
+            if isinstance(module, SuperResolutionNet):
+                module.frozen = True
         _pack(net)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -149,9 +149,19 @@ def test_attributes_are_those_of_the_network() -> None:
         frozen(image()[..., :8])
 
 
-def test_a_frozen_network_is_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NETS)
+def test_a_frozen_network_is_not_saved(tmp_path: Path, name: str) -> None:
+    """Nor the copy within it: loading could not build a folded one."""
+    net, path = network(name, num_block=1), tmp_path / "frozen.safetensors"
+    frozen = fastsr.freeze(net)
     with pytest.raises(fastsr.InputError, match="save: net is a FrozenNet"):
-        fastsr.save(fastsr.freeze(network("mlrn")), tmp_path / "frozen.safetensors")  # type: ignore[arg-type]
+        fastsr.save(frozen, path)  # type: ignore[arg-type]
+    for inner in (frozen.net, copy.deepcopy(frozen.net), pickle.loads(pickle.dumps(frozen)).net):
+        with pytest.raises(fastsr.InputError, match=r"save: net is a frozen .+; pass the network that"):
+            fastsr.save(inner, path)
+    assert not path.exists()
+    fastsr.save(net, path)
+    assert path.exists()
 
 
 @pytest.mark.parametrize("name", NETS)

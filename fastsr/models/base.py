@@ -43,6 +43,7 @@ class SuperResolutionNet(nn.Module):
     """
 
     architecture: str = ""
+    frozen = False  # True in the copies of `fastsr.freeze`
 
     def __init__(self, scale: int, num_in_ch: int, input_range: float, config: dict[str, Any]) -> None:
         super().__init__()

@@ -79,6 +79,8 @@ def save(net: SuperResolutionNet, path: str | os.PathLike[str]) -> None:
 
     if not isinstance(net, SuperResolutionNet):
         raise InputError(f"save: net is a {type(net).__name__}; pass a network of fastsr's, the one it was made from")
+    if net.frozen:
+        raise InputError(f"save: net is a frozen {type(net).__name__}; pass the network that it was made from")
     target = Path(path)
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target} does not end in .safetensors; fastsr writes no other format")
