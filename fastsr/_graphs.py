@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastsr import _device, _gelu
 from fastsr._dispatch import current_backend
@@ -89,21 +89,24 @@ class GraphedCalls:
     """`function` by CUDA graphs, one for every kind of image that it is called with, at most `limit` on a device.
 
     Calls that cannot be recorded, or do not need to be, are passed on: images on other devices, with gradients or
-    without elements, calls within another capture, under torch.compile and in exports. A copy begins without graphs.
+    without elements, calls within another capture, under torch.compile and torch.func, in exports, and while there are
+    forward hooks, on modules of `function` or global ones, which a graph would not call. A copy begins without graphs.
 
     Raises:
         BackendError: the call cannot be captured.
     """
 
-    def __init__(self, function: Call, limit: int) -> None:
+    def __init__(self, function: nn.Module, limit: int) -> None:
         self.function = function
         self.limit = limit
         self._lock = threading.Lock()
+        self._hooks: list[dict[int, Any]] | None = None  # of all modules; they stay the same objects
         self._devices: dict[torch.device, tuple[Turns, OrderedDict[Hashable, Capture]]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._records(x):
-            return self.function(x)
+        if not self._records(x) or self._observed():
+            y: Tensor = self.function(x)
+            return y
         with self._lock:
             if x.device not in self._devices:
                 self._devices[x.device] = Turns(x.device), OrderedDict()
@@ -127,7 +130,7 @@ class GraphedCalls:
                     captures.clear()
             self._devices.clear()
 
-    def __reduce__(self) -> tuple[type[GraphedCalls], tuple[Call, int]]:
+    def __reduce__(self) -> tuple[type[GraphedCalls], tuple[nn.Module, int]]:
         return GraphedCalls, (self.function, self.limit)
 
     def _records(self, x: Any) -> bool:
@@ -138,6 +141,13 @@ class GraphedCalls:
         if torch.is_grad_enabled() and x.requires_grad:
             return False
         return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+    def _observed(self) -> bool:
+        if self._hooks is None:
+            modules = list(self.function.modules())
+            self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        everywhere = nn.modules.module
+        return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(self._hooks)
 
     def _capture(self, x: Tensor, turns: Turns) -> Capture:
         try:

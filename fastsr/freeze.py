@@ -109,7 +109,8 @@ def freeze(
             DistributedDataParallel, DataParallel or torch.compile, which are taken off.
         dtype: float32, float16, bfloat16 or float64; by default that of `model`.
         cuda_graph: on a GPU, record the call for every shape, layout and dtype of image once as a CUDA graph and replay
-            it from then on; results are the caller's own. Elsewhere it has no effect.
+            it from then on; results are the caller's own. Calls while there are forward hooks, global ones or such as
+            the copy has got later, run without graphs. Elsewhere it has no effect.
         max_graphs: graphs kept on a device; the one that was not used for longest goes first. They share the memory of
             their feature maps, so that calls on one device run one after another, whatever their streams.
 

@@ -119,6 +119,38 @@ def test_calls_that_cannot_be_recorded_are_passed_on() -> None:
         net("image")
 
 
+def test_hooks_are_called() -> None:
+    """Those that come when there are graphs already, and global ones."""
+    net, calls = frozen(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    expected = net(image())
+    for register in (
+        net.net.register_forward_hook,
+        net.net.block_1.register_forward_pre_hook,
+        torch.nn.modules.module.register_module_forward_hook,
+        torch.nn.modules.module.register_module_forward_pre_hook,
+    ):
+        before, handle = calls, register(count)
+        try:
+            for _ in range(2):
+                assert torch.allclose(net(image()), expected, atol=1e-6)
+            assert calls >= before + 2
+        finally:
+            handle.remove()
+        with_hook = calls
+        assert torch.equal(net(image()), expected) and calls == with_hook
+    assert len(FakeCapture.made) == 1
+    other = copy.deepcopy(net)
+    other.net.block_1.register_forward_hook(count)
+    before = calls
+    other(image())
+    assert calls == before + 1 and len(FakeCapture.made) == 1
+
+
 def test_moved_weights_are_recorded_anew() -> None:
     net = frozen()
     net(image())
