@@ -107,7 +107,7 @@ def freeze(
     Args:
         model: ALKDNet, BSRN, MLRN, RLFN, a network that `fastsr.accelerate` found parts in, or one of these within
             DistributedDataParallel, DataParallel or torch.compile, which are taken off.
-        dtype: float32, float16, bfloat16 or float64; by default that of `model`.
+        dtype: torch.float32, float16, bfloat16 or float64; by default that of `model`.
         cuda_graph: on a GPU, record the call for every shape, layout and dtype of image once as a CUDA graph and replay
             it from then on; results are the caller's own. Calls while there are forward hooks, global ones or such as
             the copy has got later, run without graphs. Elsewhere it has no effect.
@@ -120,7 +120,7 @@ def freeze(
 
     Raises:
         InputError: `model` is not a network with fastsr's parts or is frozen already, `dtype` is another one,
-            `max_graphs` is not positive, or `model` has forward hooks, which a graph would not call.
+            `max_graphs` is not a positive whole number, or `model` has forward hooks, which a graph would not call.
     """
     if not isinstance(model, nn.Module):
         given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -128,10 +128,10 @@ def freeze(
     if isinstance(model, FrozenNet):
         raise InputError("freeze: model is frozen already; freeze the network it was made from")
     if dtype is not None and dtype not in DTYPES:
-        accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise InputError(f"freeze: dtype is {str(dtype).removeprefix('torch.')}; pass one of {accepted}")
-    if max_graphs < 1:
-        raise InputError(f"freeze: max_graphs is {max_graphs}; pass at least 1")
+        given = dtype if isinstance(dtype, torch.dtype) else repr(dtype)
+        raise InputError(f"freeze: dtype is {given}; pass one of {', '.join(map(str, DTYPES))}")
+    if not isinstance(max_graphs, int) or isinstance(max_graphs, bool) or max_graphs < 1:
+        raise InputError(f"freeze: max_graphs is {max_graphs!r}; pass a whole number from 1 on")
     model = _unwrap(model)
     if not any(isinstance(module, PARTS) for module in model.modules()):
         raise InputError(f"freeze: {type(model).__name__} holds no part of fastsr; call fastsr.accelerate on it first")

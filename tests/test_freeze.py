@@ -332,7 +332,16 @@ def test_a_parametrized_network_is_trained_on(kind: str) -> None:
         (lambda: fastsr.freeze(3), "model is a int; pass a network"),  # type: ignore[arg-type]
         (lambda: fastsr.freeze(ALKDB), "model is the class ALKDB; pass a network"),  # type: ignore[arg-type]
         (lambda: fastsr.freeze(fastsr.freeze(network("mlrn"))), "model is frozen already"),
-        (lambda: fastsr.freeze(network("mlrn"), torch.int8), "dtype is int8; pass one of float32, float16"),
+        (
+            lambda: fastsr.freeze(network("mlrn"), torch.int8),
+            r"dtype is torch\.int8; pass one of torch\.float32, torch",
+        ),
+        (lambda: fastsr.freeze(network("mlrn"), "float16"), r"dtype is 'float16'; pass one of torch\.float32, torch"),  # type: ignore[arg-type]
+        (lambda: fastsr.freeze(network("mlrn"), [torch.float16]), r"dtype is \[torch.float16\]; pass one of"),  # type: ignore[arg-type]
+        *(
+            (lambda n=n: fastsr.freeze(network("mlrn"), max_graphs=n), rf"max_graphs is {n!r}; pass a whole number")  # type: ignore[misc]
+            for n in (0, -1, True, 1.5, None, "3")
+        ),
         (lambda: fastsr.freeze(nn.Conv2d(3, 3, 3)), "Conv2d holds no part of fastsr"),
     ],
 )
