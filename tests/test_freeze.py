@@ -227,6 +227,31 @@ def test_moved_to_another_dtype(name: str) -> None:
     )
 
 
+def packed_in(net: nn.Module) -> dict[str, Tensor | None]:
+    """What every part has packed; None where it could not."""
+    return {name: m.packed for name, m in net.named_modules() if hasattr(m, "packed") and name}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_packs_anew_when_moved(cpu_kernels: None, name: str) -> None:
+    net = network(name, num_block=1)
+    frozen = fastsr.freeze(net)
+    first = packed_in(frozen.net)
+    assert any(p is not None for p in first.values())
+    frozen.to(torch.bfloat16)
+    rounded = packed_in(frozen.net)
+    frozen.double()
+    assert not any(p is not None for p in packed_in(frozen.net).values())
+    frozen.float()
+    again = packed_in(frozen.net)
+    assert first.keys() == rounded.keys() == again.keys()
+    for key, p in first.items():
+        a, b = rounded[key], again[key]
+        if p is not None:
+            assert a is not None and b is not None
+            assert torch.equal(a, b) and not torch.equal(a, p), key  # the weights stay rounded
+
+
 @pytest.mark.parametrize("name", ["alkdnet", "mlrn"])
 def test_the_image_may_have_a_gradient(name: str) -> None:
     """Then the usual operators run, which can be differentiated."""

@@ -30,12 +30,14 @@ class FakeTurns:
 
     def wait(self) -> None:
         assert self.lock.locked()
+        FakeCapture.events.append("wait")
 
 
 class FakeCapture:
     """Like a graph it has one buffer for the image and one for the result, and runs the function without gradients."""
 
     made: ClassVar[list[tuple[int, ...]]] = []
+    events: ClassVar[list[str]] = []  # those that concern the memory of graphs
 
     def __init__(self, function: _graphs.Call, x: Tensor, turns: FakeTurns) -> None:
         assert turns.lock.locked()
@@ -44,6 +46,9 @@ class FakeCapture:
         with torch.inference_mode(False), torch.no_grad():
             self.x = torch.zeros_like(x)
             self.y = function(self.x)
+
+    def __del__(self) -> None:
+        FakeCapture.events.append("freed")
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -58,6 +63,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_graphs, "Turns", FakeTurns)
     monkeypatch.setattr(_graphs, "Capture", FakeCapture)
     monkeypatch.setattr(FakeCapture, "made", [])
+    monkeypatch.setattr(FakeCapture, "events", [])
 
 
 def frozen(**options: Any) -> FrozenNet:
@@ -102,6 +108,15 @@ def test_the_least_recently_used_goes_first() -> None:
     for side in (16, 17, 16, 18, 16, 17):
         net(random_image(1, 3, side, side))
     assert [size[-1] for size in FakeCapture.made] == [16, 17, 18, 17]
+
+
+def test_memory_of_a_graph_is_freed_when_the_last_call_has_run() -> None:
+    net = frozen(max_graphs=2)
+    for side in (16, 17, 18):
+        net(random_image(1, 3, side, side))
+    assert FakeCapture.events == ["wait", "freed"]
+    net.to(torch.bfloat16)
+    assert FakeCapture.events == ["wait", "freed", "wait", "freed", "freed"]
 
 
 def test_calls_that_cannot_be_recorded_are_passed_on() -> None:

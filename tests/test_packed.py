@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastsr
 from fastsr import ops
+from fastsr.nn import ALKConv, BlueprintESA
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -98,6 +99,22 @@ def test_what_autograd_records_uses_the_weights(cpu_kernels: None) -> None:
     packed = ops.pack_bsconv(*separable, *distil)
     sum(y.sum() for y in ops.bsconv_stage(x, *distil, *separable, packed=packed)).backward()
     assert all(t.grad is not None and t.grad.any() for t in (w, b, *separable))
+
+
+def test_what_is_packed_elsewhere_is_left(cpu_kernels: None) -> None:
+    """The call then runs on the weights, which are where the map is."""
+    x, w, b = feature_map((1, 16, 17, 18), "nhwc"), weight(16, 16, 1, 1, seed=1), weight(16, seed=2)
+    blueprint, dense = bsconv_weights(16, 16), weight(16, 16, 3, 3, seed=3)
+    alk, attention = ALKConv(16, 16, 5).requires_grad_(False), BlueprintESA(16, 4).requires_grad_(False)
+    for call, packed in (
+        (lambda p: ops.pointwise([x], w, b, packed=p), ops.pack_pointwise(w, b)),
+        (lambda p: ops.bsconv(x, *blueprint, packed=p), ops.pack_bsconv(*blueprint)),
+        (lambda p: ops.conv3x3_gelu(x, dense, b, packed=p), ops.pack_conv3x3_gelu(dense, b)),
+        (lambda p: ops.alk_conv(x, alk.weights(), packed=p), ops.pack_alk_conv(alk.weights())),
+        (lambda p: ops.esa(x, attention.weights(), packed=p), ops.pack_esa(attention.weights())),
+    ):
+        assert packed is not None
+        assert torch.equal(call(packed.to("meta")), call(None))
 
 
 def test_weights_of_another_shape_are_refused(cpu_kernels: None) -> None:
