@@ -27,6 +27,11 @@ def transformed() -> bool:
     return _by_functorch() or forward_ad._current_level >= 0
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether derivatives by this tensor, or a batch of it, may be what is transformed for."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)
+
+
 def has_tangent(*values: Any) -> bool:
     """Whether a tensor among these carries a forward-mode derivative."""
     if forward_ad._current_level < 0:

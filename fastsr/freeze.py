@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastsr._graphs import GraphedCalls
+from fastsr._transforms import is_transformed, transformed
 from fastsr.errors import InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
@@ -26,7 +27,7 @@ class FrozenNet(nn.Module):
     It may be called from several threads, copied (`copy.deepcopy`), pickled, compiled, exported and moved by `.to`:
     the packed weights are made anew wherever it comes to. It cannot be trained or loaded into, nor can its parts or
     what it is a part of. Do not write or replace its parameters in another way, as an EMA of it and
-    `torch.func.functional_call` do: calls go on with the packed weights, without a word.
+    `torch.func.functional_call` do: calls would mix them with the packed ones, without a word but within transforms.
     """
 
     def __init__(self, net: nn.Module, graphs: GraphedCalls | None = None) -> None:
@@ -41,6 +42,9 @@ class FrozenNet(nn.Module):
         _pack(net)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and transformed() and any(map(is_transformed, self.net.parameters())):
+            raise InputError("a frozen network takes no weights from torch.func; call the network it was made from")
         if self.graphs is not None and len(args) == 1 and not kwargs:
             return self.graphs(args[0])
         return self.net(*args, **kwargs)

@@ -93,6 +93,27 @@ def test_weights_may_have_tangents() -> None:
     torch.testing.assert_close(tangent, ops.pixel_norm(x, torch.ones(8), torch.zeros(8)))
 
 
+def test_frozen_weights_are_not_differentiated() -> None:
+    """They are looked up once, so that the gradients would be zero without a word."""
+    net, x = fastsr.freeze(network("mlrn", num_block=1)), torch.rand(1, 3, 16, 17)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+
+    def call(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(net, weights, (x,)).sum()
+
+    stacked = {name: torch.stack((p, p)) for name, p in weights.items()}
+    for transform in (
+        lambda: torch.func.grad(call)(weights),
+        lambda: torch.func.jvp(call, (weights,), (weights,)),
+        lambda: torch.vmap(call)(stacked),
+    ):
+        with pytest.raises(fastsr.InputError, match="takes no weights from torch"):
+            transform()
+    bias = net.upsampler[0].bias
+    with forward_ad.dual_level(), pytest.raises(fastsr.InputError, match="takes no weights"):
+        torch.func.functional_call(net, {"net.upsampler.0.bias": forward_ad.make_dual(bias, bias)}, (x,))
+
+
 def test_gradients_of_an_earlier_call_have_no_tangents(cpu_kernels: None) -> None:
     x = torch.rand(2, 8, 5, 6, requires_grad=True)
     y = PixelNorm(8)(x)
