@@ -173,7 +173,7 @@ def select(op: str, x: Tensor) -> str:
         BackendError: a backend is forced and cannot run this.
         InputError: FASTSR_BACKEND names no backend.
     """
-    if transformed() and not exporting() and _forced != "reference":
+    if transformed() and not exporting() and current_backend() != "reference":
         return reference_because(op, "kernels have no rules for torch.func and forward-mode derivatives")
     return select_kernel(op, x)
 
