@@ -97,3 +97,13 @@ def test_packs_anew_when_moved(cpu_kernels: None, name: str) -> None:
         if p is not None:
             assert a is not None and b is not None
             assert torch.equal(a, b) and not torch.equal(a, p), key  # the weights stay rounded
+
+
+@pytest.mark.parametrize("name", ["alkdnet", "bsrn", "mlrn"])
+def test_a_replica_looks_up_weights_of_its_own(name: str) -> None:
+    """As nn.DataParallel makes one for every other GPU: a shallow copy of each module, which gets other weights."""
+    net = fastsr.freeze(fastsr.create_model(name, scale=2, num_feat=16, esa_channels=4, num_block=1).eval())
+    found = [module for module in net.modules() if getattr(module, "kept", None) is not None]
+    assert found
+    for module in found:
+        assert module._replicate_for_data_parallel().kept is None and module.kept is not None

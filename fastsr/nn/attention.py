@@ -7,16 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastsr import ops
-from fastsr.nn.layers import BSConvU, PixelNorm, conv3x3, conv_bias
+from fastsr.nn.layers import BSConvU, Packing, PixelNorm, conv3x3, conv_bias
 from fastsr.ops.esa import esa_min_size
 from fastsr.reference import BlueprintESAWeights, PlainESAWeights
 
 
-class PlainESA(nn.Module):
+class PlainESA(Packing):
     """Enhanced spatial attention with plain convolutions (RLFN, MLRN)."""
-
-    packed: Tensor | None = None  # as in ALKConv
-    kept: PlainESAWeights | None = None  # as there
 
     def __init__(self, num_feat: int, esa_channels: int = 16) -> None:
         super().__init__()
@@ -54,11 +51,8 @@ class PlainESA(nn.Module):
         self.packed = ops.pack_esa(self.kept)
 
 
-class BlueprintESA(nn.Module):
+class BlueprintESA(Packing):
     """Enhanced spatial attention with blueprint separable convolutions (BSRN, ALKDNet)."""
-
-    packed: Tensor | None = None  # as in ALKConv
-    kept: BlueprintESAWeights | None = None  # as there
 
     def __init__(self, num_feat: int, esa_channels: int = 16, conv2_padding: int = 1) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from fastsr.nn.attention import CCA, BlueprintESA, PlainESA, eps_of
 from fastsr.nn.layers import (
     ALKConv,
     BSConvU,
+    Packing,
     PixelNorm,
     conv3x3,
     conv_bias,
@@ -66,15 +67,17 @@ def _reducing(block: _DistillationBlock | _LocalBlock) -> tuple[Tensor, Tensor, 
     return c5.weight, conv_bias(c5), conv1.weight, conv_bias(conv1)
 
 
-class _DistillationBlock(nn.Module):
-    """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3)."""
+class _DistillationBlock(Packing):
+    """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3).
+
+    Packed are the weights of c5 and the ESA's conv1, and of c4 if that is an ALKConv.
+    """
 
     c1_r: ALKConv | BSConvU
     c2_r: ALKConv | BSConvU
     c3_r: ALKConv | BSConvU
     c4: ALKConv | BSConvU
     pixel_norm: PixelNorm | None
-    packed: Tensor | None = None  # of c5 and the ESA's conv1, and of c4 if that is an ALKConv; as there
 
     def __init__(self, num_feat: int, esa_channels: int, conv2_padding: int) -> None:
         super().__init__()
@@ -149,8 +152,6 @@ class ALKDB(_DistillationBlock):
 class ESDB(_DistillationBlock):
     """Efficient separable distillation block (BSRN, section 3.3); with `pixel_norm`, ALKDNet's ablation."""
 
-    arguments: tuple[list[Any], dict[str, Any]] | None = None  # looked up once, when they are packed
-
     def __init__(
         self, num_feat: int = 64, esa_channels: int = 16, pixel_norm: bool = False, conv2_padding: int = 0
     ) -> None:
@@ -165,7 +166,7 @@ class ESDB(_DistillationBlock):
         convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
         if self._fuses(x) or not (all(map(_is_plain, convs)) and _is_free(self.esa) and _is_free(self.cca)):
             return super().forward(x)
-        weights, settings = self.arguments or self._arguments()
+        weights, settings = self.kept or self._arguments()
         return ops.blueprint_block(x, *weights, **settings)
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -190,15 +191,14 @@ class ESDB(_DistillationBlock):
     def pack(self) -> None:
         """As in the distillation blocks."""
         super().pack()
-        self.arguments = self._arguments()
+        self.kept = self._arguments()
 
 
-class _LocalBlock(nn.Module):
-    """What ends in a 1x1 and an ESA."""
+class _LocalBlock(Packing):
+    """What ends in a 1x1 and an ESA; of these, c5 and conv1, are the packed weights."""
 
     c5: nn.Conv2d
     esa: PlainESA
-    packed: Tensor | None = None  # of c5 and the ESA's conv1, as in ALKConv
 
     def _fuses(self, op: str, x: Tensor) -> bool:
         """Whether `op` and the ESA become fewer kernels: on a GPU, in inference, without hooks on the ESA."""

@@ -7,6 +7,7 @@ what they know; `forward` hands their weights to one fused operator and does not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,10 +137,20 @@ class Fusion:
         )
 
 
-class BSConvU(nn.Module):
-    """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
+class Packing(nn.Module):
+    """A part that in inference copies (`fastsr.freeze`) packs its weights once."""
 
-    packed: Tensor | None = None  # as in ALKConv
+    packed: Tensor | None = None  # in the order in which the kernel reads them
+    kept: Any = None  # the weights themselves, looked up once
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        replica: nn.Module = super()._replicate_for_data_parallel()
+        replica.__dict__["kept"] = None  # its weights are on another device
+        return replica
+
+
+class BSConvU(Packing):
+    """Blueprint separable convolution: `pw` 1x1 without bias, then `dw` depthwise 3x3 (`fastsr.ops.bsconv`)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
@@ -171,11 +182,8 @@ class BSConvU(nn.Module):
         self.packed = ops.pack_bsconv(*self.weights(), *distilling)
 
 
-class ALKConv(nn.Module):
+class ALKConv(Packing):
     """Asymmetric large-kernel convolution (`fastsr.ops.alk_conv`), with the official children's names."""
-
-    packed: Tensor | None = None  # the weights in the kernel's order, in inference copies only (`fastsr.freeze`)
-    kept: ALKConvWeights | None = None  # the weights themselves, looked up once, in the same copies
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 9, eps: float = 1e-6) -> None:
         super().__init__()
