@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -111,11 +112,14 @@ class CCA(nn.Module):
             nn.Conv2d(num_feat, squeezed, 1), nn.ReLU(), nn.Conv2d(squeezed, num_feat, 1), nn.Sigmoid()
         )
 
-    def forward(self, x: Tensor, shortcut: Tensor, norm: PixelNorm | None = None, overwrite: bool = False) -> Tensor:
-        """pixel_norm(cca(x)) + shortcut, without the norm if that is None (`fastsr.ops.cca_norm`).
+    def forward(
+        self, x: Tensor, shortcut: Tensor | None = None, norm: PixelNorm | None = None, overwrite: bool = False
+    ) -> Tensor:
+        """pixel_norm(cca(x)) + shortcut, without what is None (`fastsr.ops.cca_norm`).
 
         With `overwrite` the result may take the place of `x`.
         """
+        shortcut = torch.zeros_like(x) if shortcut is None else shortcut
         return ops.cca_norm(x, shortcut, *self.weights(norm), eps=eps_of(norm), overwrite=overwrite)
 
     def behind(
