@@ -7,13 +7,15 @@ with one (`fastsr.backend(...)` or FASTSR_BACKEND), not being able to run is an 
 torch.func and in forward-mode differentiation.
 
 `select` reads only tensor metadata and plain globals, so that `torch.compile` folds it away under guards; whether TF32
-is allowed, it asks outside of torch.compile only.
+is allowed, and whether fastsr itself runs a network in this thread, it asks outside of torch.compile only.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -64,6 +66,13 @@ CanRun = Callable[[Tensor], "str | None"]
 
 _kernels: dict[str, dict[str, CanRun]] = {op: {} for op in OPERATORS}
 _forced: str = _env.backend()
+
+
+class _Thread(threading.local):
+    on_reference: bool = False  # whether fastsr itself runs a network in this thread, to count or compare
+
+
+_thread = _Thread()
 _logged: set[tuple[str, str]] = set()
 
 
@@ -99,8 +108,21 @@ class backend:  # lower case: it is used like torch.no_grad
         _forced = self._previous
 
 
+@contextmanager
+def on_reference() -> Iterator[None]:
+    """Force the reference in this thread only, for what fastsr runs on its own account; others keep their backend."""
+    before, _thread.on_reference = _thread.on_reference, True
+    try:
+        yield
+    finally:
+        _thread.on_reference = before
+
+
 def current_backend() -> str:
     """The backend in force: "auto" unless one is forced."""
+    # Dynamo does not look into the thread's own values; nothing is compiled where they matter.
+    if not torch.compiler.is_compiling() and _thread.on_reference:
+        return "reference"
     return _forced
 
 
@@ -123,16 +145,16 @@ def can_run(op: str, name: str, x: Tensor) -> str | None:
     return check(x)
 
 
-def _select_forced(op: str, x: Tensor) -> str:
-    if _forced not in CHOICES:
-        raise InputError(f"FASTSR_BACKEND is {_forced!r}; accepted are {', '.join(CHOICES)}")
-    reason = can_run(op, _forced, x)
+def _select_forced(op: str, x: Tensor, forced: str) -> str:
+    if forced not in CHOICES:
+        raise InputError(f"FASTSR_BACKEND is {forced!r}; accepted are {', '.join(CHOICES)}")
+    reason = can_run(op, forced, x)
     if reason is not None:
         raise BackendError(
-            f"the forced backend {_forced!r} cannot run {op}: {reason}; "
+            f"the forced backend {forced!r} cannot run {op}: {reason}; "
             f"force 'reference', or 'auto' to let fastsr choose"
         )
-    return _forced
+    return forced
 
 
 def _log_once(op: str, reason: str) -> None:
@@ -182,8 +204,9 @@ def select_kernel(op: str, x: Tensor) -> str:
     """The same for a call that has come to the operator, where PyTorch has dealt with transforms."""
     if exporting():
         return "reference"
-    if _forced != "auto":
-        return _select_forced(op, x)
+    forced = current_backend()
+    if forced != "auto":
+        return _select_forced(op, x, forced)
     kernels = _kernels[op]
     reason = f"{op} has no kernel for this device"
     for name in candidates(op, x):
@@ -203,7 +226,7 @@ def instead_of_cuda(op: str, x: Tensor, reason: str) -> str:
     Raises:
         BackendError: a backend is forced.
     """
-    if _forced == "auto" and can_run(op, "triton", x) is None:
+    if current_backend() == "auto" and can_run(op, "triton", x) is None:
         return "triton"
     return reference_because(op, reason)
 
@@ -214,9 +237,10 @@ def reference_because(op: str, reason: str) -> str:
     Raises:
         BackendError: a backend is forced.
     """
-    if _forced not in ("auto", "reference"):
+    forced = current_backend()
+    if forced not in ("auto", "reference"):
         raise BackendError(
-            f"the forced backend {_forced!r} cannot run {op}: {reason}; "
+            f"the forced backend {forced!r} cannot run {op}: {reason}; "
             f"force 'reference', or 'auto' to let fastsr choose"
         )
     _log_once(op, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate_checks import COUNTS, SMALL, assert_within_twice, build, image, reason, results
-from torch import nn
+from torch import Tensor, nn
 
 import fastsr
 from fastsr.patch import AccelerateReport, accelerate
@@ -248,6 +249,47 @@ def test_a_bare_block_becomes_a_part() -> None:
 
 
 # ---- what structure leaves open
+
+
+class ByName(nn.Module):
+    """A block of its own around a part that it calls by the name of its argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = plain.SeparableConv(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(fea=x) + x
+
+
+def test_the_name_of_the_map_still_holds() -> None:
+    net, x = ByName(), image(channels=6)
+    want = net(x)
+    assert accelerate(net).swapped == {"conv": "BSConvU"}
+    for called in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(called(x), want, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError):
+        net.conv(feature=x)
+
+
+def test_a_part_of_a_block_that_is_swapped_later_has_no_hook_left() -> None:
+    block = plain.DistillationBlock(16)
+    assert accelerate(block.c1_r).swapped == {"": "BSConvU"}
+    assert len(block.c1_r._forward_pre_hooks) == 1
+    assert accelerate(block).swapped == {"": "ESDB"}
+    assert not any(module._forward_pre_hooks for name, module in block.named_modules() if name)
+    x = image(channels=16)
+    assert torch.equal(block(input=x), block(x))
+
+
+def test_the_attention_of_a_swapped_block_by_itself() -> None:
+    block, x = plain.DistillationBlock(16), image(channels=16)
+    want = block.cca(x)
+    assert accelerate(block).swapped == {"": "ESDB"}
+    torch.testing.assert_close(block.cca(x), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [0, 1])

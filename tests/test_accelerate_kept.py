@@ -205,6 +205,18 @@ def test_failing_and_unusual_forwards() -> None:
     assert "cannot be copied" in reason(uncopyable, "")
 
 
+@pytest.mark.parametrize("where", ["eval", "train", "both"])
+def test_forwards_that_change_their_input(where: str) -> None:
+    class InPlace(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if where in ("both", "train" if self.training else "eval"):
+                x.mul_(2)
+            return y
+
+    assert "changes its input in place" in reason(InPlace(), "")
+
+
 def test_parameters_that_cannot_be_verified() -> None:
     with torch.device("meta"):
         assert "meta device" in reason(plain.BSRN(2, 16, 1), "B1")

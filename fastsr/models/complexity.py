@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastsr._dispatch import backend
+from fastsr._dispatch import on_reference
 
 
 class Complexity(NamedTuple):
@@ -63,6 +63,6 @@ def complexity(net: nn.Module, height: int = 256, width: int = 256) -> Complexit
     """
     shadow = copy.deepcopy(net).to("meta")
     image = torch.empty(1, getattr(net, "num_in_ch", 3), height, width, device="meta")
-    with backend("reference"), torch.no_grad(), _ConvolutionCounter() as counter:
+    with on_reference(), torch.no_grad(), _ConvolutionCounter() as counter:
         shadow(image.to(next(shadow.parameters()).dtype))
     return Complexity(sum(p.numel() for p in net.parameters()), counter.macs, counter.activations, counter.convolutions)

@@ -48,14 +48,19 @@ def accelerate(net: nn.Module) -> AccelerateReport:
     ESDB, RLFB, and MLRB under any children's names), then ALKConv, BSConvU, both forms of ESA, the 3x3 +
     PixelShuffle tail and norms over the channels of [N, C, H, W].
 
-    A swap changes the class of the module object and nothing else. Modules, parameters, their names and order in the
-    state dict, device, dtype, `requires_grad`, training mode and memory format all stay, so optimisers, hooks on
-    parameters and checkpoints keep working. Parts without kernels, and the network's own forward, are not touched.
+    A swap changes the class of the module object and nothing else, but for a forward pre-hook where its forward had
+    another name than x for the map, which may so still be passed by that name. Modules, parameters, their names and
+    order in the state dict, device, dtype, `requires_grad`, training mode and memory format all stay, so optimisers,
+    hooks on parameters and checkpoints keep working. Parts without kernels, and the network's own forward, are not
+    touched.
 
     Every swap is verified first: in float64, with random parameters, output and all gradients of the part before and
-    after must agree to 1e-9, in training mode, too. What does not agree, cannot be run on one [N, C, H, W], lives on
-    the meta device, or carries hooks, parametrizations, or a class that redefines more than `forward`, is kept with
-    the reason. Random states and the parameters' values are left alone.
+    after must agree to 1e-9, in training mode, too. What does not agree, cannot be run on one [N, C, H, W], changes
+    that in place, lives on the meta device, or carries hooks, parametrizations, or a class that redefines more than
+    `forward`, is kept with the reason. Random states and the parameters' values are left alone.
+
+    Several threads may call this at once, each for a network of its own, while others run networks; what these draw
+    from PyTorch's random numbers in the meantime repeats.
 
     Inside a swapped part only the part's own forward runs: hooks that are added to its convolutions afterwards do not
     fire, and methods of its former class other than `forward` are gone.

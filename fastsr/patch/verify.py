@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from fastsr._dispatch import backend
+from fastsr._dispatch import on_reference
 from fastsr.patch.parts import Match, Mismatch, Plan
 
 TOLERANCE = 1e-9  # of the largest value or 1: float64 rounding is near 1e-14, a wrong eps shows at 1e-6
 PROBE, TRAINING_PROBE = (2, 23, 29), (1, 16, 26)  # [N, H, W]: odd and even extents that the ESA can pool
+
+_turn = threading.RLock()  # threads verify one after the other: PyTorch's random state is the process's
 
 _HOOKS = {
     "_forward_hooks": "forward hook",
@@ -41,11 +44,29 @@ _MODULE_METHODS = [
 ]
 
 
+class _Renames:
+    """A forward pre-hook of a part: its map may be passed by the name that its former forward had for it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.name not in kwargs:
+            return None
+        return args, {"x" if name == self.name else name: value for name, value in kwargs.items()}
+
+
 def apply(part: nn.Module, plan: Plan) -> None:
     """Exchange the classes of `part` and its descendants; modules, parameters, hooks and names stay."""
+    name = next(iter(inspect.signature(part.forward).parameters))
     for module, swap in [(part.get_submodule(path), swap) for path, swap in plan.items()]:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _Renames)]:
+            # It was a part by itself before, and hooks keep the whole from fusing it.
+            del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
         module.__class__ = swap.cls
         module.__dict__.update(swap.attributes)
+    if name != "x":
+        part.register_forward_pre_hook(_Renames(name), with_kwargs=True)
 
 
 def check_state(part: nn.Module) -> None:
@@ -56,7 +77,7 @@ def check_state(part: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise Mismatch(f"{who} is compiled by torch.jit")
         for attribute, hook in _HOOKS.items():
-            if getattr(module, attribute):
+            if not all(isinstance(known, _Renames) for known in getattr(module, attribute).values()):
                 raise Mismatch(f"{who} has a {hook}, which might not run any more; remove it, accelerate, add it again")
         if parametrize.is_parametrized(module):
             raise Mismatch(f"{who} is parametrized")
@@ -126,25 +147,43 @@ def _conv2d(
     return y if bias is None else y + bias.view(1, -1, 1, 1)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let PyTorch use no other thread here: thousands of tiny operators would wait for them, on a busy machine seconds.
+
+    torch.set_num_threads is about the calling thread and all that start later; for these another thread sets the number
+    again at once.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    others = threading.Thread(target=torch.set_num_threads, args=(count,))
+    others.start()
+    others.join()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
 def choose(part: nn.Module, match: Match) -> Plan:
     """The plan of `match` under which `part` computes what it did.
 
     Raises:
         Mismatch: none does, or the part cannot be copied or run.
     """
-    with ExitStack() as stack:
+    with _turn, ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(backend("reference"))
+        stack.enter_context(on_reference())
         stack.enter_context(_FastDepthwise())
-        # Thousands of tiny operators: on a busy machine, waiting for each other's threads costs seconds.
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)
+        stack.enter_context(_alone())
         original = _random_copy(part)
         try:
             wanted = _respond(original, match.in_channels)
+        except Mismatch:
+            raise
         except Exception as error:
             raise Mismatch(f"its forward fails on [N, {match.in_channels}, H, W]: {_one_line(error)}") from None
         return _first_equal(original, match, wanted)
@@ -188,7 +227,7 @@ def _respond(part: nn.Module, channels: int) -> dict[str, Tensor | None]:
     with torch.no_grad():
         output = _run(part.eval(), _normal((PROBE[0], channels, *PROBE[1:]), generator))
     x = _normal((TRAINING_PROBE[0], channels, *TRAINING_PROBE[1:]), generator).requires_grad_(True)
-    # Not a leaf, so that a forward may work in place on what it is given.
+    # Not a leaf, so that a forward that works in place on what it is given gets as far as to be told of.
     trained = _run(part.train(), x * 1)
     grad = _normal(trained.shape, generator)
     named = {"the input": x, **dict(part.named_parameters())}
@@ -205,9 +244,12 @@ def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def _run(part: nn.Module, x: Tensor) -> Tensor:
+    given = x.detach().clone()
     y = part(x)
     if not isinstance(y, Tensor):
         raise TypeError(f"it returns a {type(y).__name__}, not a tensor")
+    if not torch.equal(x, given):
+        raise Mismatch("its forward changes its input in place, which others may read afterwards")
     return y
 
 
