@@ -170,6 +170,33 @@ def test_names_are_forgiving_and_errors_helpful() -> None:
         fastsr.create_model("alkdnet", num_in_ch=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("mlrn", {"num_out_ch": 1}, "num_in_ch is 3 and num_out_ch 1; the bilinear residual needs them equal"),
+        ("mlrn", {"activation": "relu"}, "activation is 'relu'; pass one of gelu, leaky_relu"),
+        ("mlrn", {"esa_channels": 0}, "esa_channels is 0; pass a whole number from 1 on"),
+        ("rlfn", {"num_feat": 0}, "num_feat is 0; pass"),
+        ("rlfn", {"num_block": -1}, "num_block is -1; pass"),
+        ("rlfn", {"mid_channels": 0}, "mid_channels is 0; pass"),
+        ("rlfn", {"num_block": True}, "num_block is True; pass"),
+        ("rlfn", {"num_feat": 8.0}, "num_feat is 8.0; pass"),
+        ("alkdnet", {"num_block": 0}, "num_block is 0; pass"),
+        ("alkdnet", {"num_feat": 1}, "num_feat is 1; pass an even number"),
+        ("alkdnet", {"lk_size": -1}, "lk_size is -1; pass"),
+        ("bsrn", {"num_block": 0}, "num_block is 0; pass"),
+        ("bsrn", {"num_feat": 7}, "num_feat is 7; pass an even number"),
+        ("bsrn", {"num_in_ch": 0}, "num_in_ch is 0; pass"),
+        ("bsrn", {"input_range": float("nan")}, "input_range is nan; pass the value of white"),
+        ("bsrn", {"input_range": float("inf")}, "input_range is inf; pass the value of white"),
+        ("bsrn", {"input_range": "1"}, "input_range is '1'; pass the value of white"),
+    ],
+)
+def test_settings_that_no_network_has(name: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(fastsr.InputError, match=re.escape(says)):
+        fastsr.create_model(name, **settings)
+
+
 def test_upscale_and_scale_are_one_argument() -> None:
     assert fastsr.ALKDNet(upscale=3, num_block=1).scale == fastsr.ALKDNet(scale=3, num_block=1).scale == 3
 

@@ -20,6 +20,7 @@ class _BlueprintNet(SuperResolutionNet):
 
     c2: ALKConv | BSConvU
     copies = COPIES
+    distils_half = True
 
     def _build_frame(self, num_feat: int, blocks: Sequence[ALKDB | ESDB]) -> None:
         self.num_block = len(blocks)
@@ -100,11 +101,6 @@ class ALKDNet(_BlueprintNet):
         scale = resolve_scale(scale, upscale)
         if conv not in ("LargeKernelConv", "BSConvU"):
             raise InputError(f"conv is {conv!r}; pass 'LargeKernelConv' or 'BSConvU'")
-        if anchor_residual and num_in_ch != num_out_ch:
-            raise InputError(
-                f"num_in_ch is {num_in_ch} and num_out_ch {num_out_ch}; the anchor residual needs them equal, "
-                "or pass anchor_residual=False"
-            )
         config = {
             "num_in_ch": num_in_ch,
             "num_feat": num_feat,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from fastsr.errors import InputError
 from fastsr.ops import output_format
 
 SCALES = (1, 2, 3, 4, 5, 6, 8)
+_COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "mid_channels", "esa_channels", "lk_size")
+_ACTIVATIONS = ("gelu", "leaky_relu")
 
 
 def resolve_scale(scale: int | None, upscale: int | None) -> int:
@@ -25,6 +29,33 @@ def resolve_scale(scale: int | None, upscale: int | None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value not in SCALES:
         raise InputError(f"scale is {value!r}; pass one of {', '.join(map(str, SCALES))}")
     return value
+
+
+def check_settings(config: Mapping[str, Any], even: bool = False) -> None:
+    """Refuse settings that a network does not have; `even`: its blocks distil half of the feature channels.
+
+    Raises:
+        InputError: one of them.
+    """
+    for name in _COUNTS:
+        value = config.get(name, 1)
+        if value is None and name == "mid_channels":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} is {value!r}; pass a whole number from 1 on")
+    if even and config["num_feat"] % 2:
+        raise InputError(f"num_feat is {config['num_feat']}; pass an even number, of which the blocks distil half")
+    if config.get("activation", "gelu") not in _ACTIVATIONS:
+        raise InputError(f"activation is {config['activation']!r}; pass one of {', '.join(_ACTIVATIONS)}")
+    white = config["input_range"]
+    if not isinstance(white, (int, float)) or not 0 < white < math.inf:
+        raise InputError(f"input_range is {white!r}; pass the value of white, 1.0 or 255.0")
+    for setting, residual in (("anchor_residual", "anchor"), ("bilinear", "bilinear")):
+        if config.get(setting) and config["num_in_ch"] != config["num_out_ch"]:
+            raise InputError(
+                f"num_in_ch is {config['num_in_ch']} and num_out_ch {config['num_out_ch']}; the {residual} residual "
+                f"needs them equal, or pass {setting}=False"
+            )
 
 
 class SuperResolutionNet(nn.Module):
@@ -44,11 +75,11 @@ class SuperResolutionNet(nn.Module):
 
     architecture: str = ""
     frozen = False  # True in the copies of `fastsr.freeze`
+    distils_half = False  # of the feature channels, in its blocks
 
     def __init__(self, scale: int, num_in_ch: int, input_range: float, config: dict[str, Any]) -> None:
+        check_settings(config, even=self.distils_half)
         super().__init__()
-        if input_range <= 0:
-            raise InputError(f"input_range is {input_range}; pass the value of white, 1.0 or 255.0")
         self.scale = scale
         self.num_in_ch = num_in_ch
         self.input_range = float(input_range)
