@@ -13,7 +13,9 @@ MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores, and what Triton its
 MAX_PIXELS = 2**31  # of one image: pixels are counted in 32 bits within an image, addresses in 64
 
 
-def find_device(name: str, label: str | None = None, types: Sequence[str] | None = None) -> torch.device:
+def find_device(
+    name: str | int | torch.device, label: str | None = None, types: Sequence[str] | None = None
+) -> torch.device:
     """The device called `name`; "auto" is the first GPU, or the CPU.
 
     Args:
@@ -29,11 +31,13 @@ def find_device(name: str, label: str | None = None, types: Sequence[str] | None
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds shapes without values")
         if types is not None and device.type not in types:
             raise RuntimeError(f"only {' and '.join(types)} will do")
     except Exception as error:  # PyTorch answers with half a dozen types, AssertionError among them
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(f"{label or f'the device {name!r}'} cannot be used here ({reason}); try cpu") from error
+        raise InputError(f"{label or f'the device {str(name)!r}'} cannot be used here ({reason}); try cpu") from error
     return device
 
 

@@ -99,6 +99,65 @@ def test_plain_safetensors_and_dtype(tmp_path: Path) -> None:
     assert {p.dtype for p in half.parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "overrides"),
+    [
+        ("alkdnet", (1, 1), {}),
+        ("alkdnet", (1, 3), {}),
+        ("bsrn", (4, 4), {}),
+        ("mlrn", (1, 1), {}),
+        ("mlrn", (4, 4), {}),
+        ("mlrn", (4, 1), {"num_out_ch": 1}),
+        ("rlfn", (1, 3), {}),
+        ("rlfn", (3, 1), {"num_out_ch": 1}),
+        ("rlfn", (3, 1), {"scale": 2}),
+        ("rlfn", (3, 1), {"upscale": 2}),
+    ],
+)
+def test_other_channels_than_rgb(
+    name: str, channels: tuple[int, int], overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = dict(zip(("num_in_ch", "num_out_ch"), channels, strict=True))
+    if channels[0] != channels[1]:
+        settings |= {"alkdnet": {"anchor_residual": False}, "mlrn": {"bilinear": False}}.get(name, {})
+    net = fastsr.create_model(name, scale=2, num_block=1, num_feat=8, **settings)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = fastsr.load(tmp_path / "net.pth", **overrides)
+    assert {key: loaded.config[key] for key in settings} == settings
+    assert loaded.scale == 2
+    assert_same_weights(net, loaded)
+
+
+def test_an_enlargement_that_is_not_told(tmp_path: Path) -> None:
+    torch.save(fastsr.create_model("rlfn", num_block=1, num_feat=8, num_out_ch=2).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(fastsr.CheckpointError, match=r"8 channels, .* with 3 channels; pass num_out_ch and scale"):
+        fastsr.load(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"device": "tpu"}, "the device 'tpu' cannot be used here"),
+        ({"device": torch.device("cuda", 99)}, "the device 'cuda:99' cannot be used here"),
+        ({"device": "meta"}, "it holds shapes without values"),
+        ({"dtype": torch.int8}, "load: dtype is torch.int8; pass torch.float32"),
+        ({"dtype": "float16"}, "load: dtype is 'float16'; pass torch.float32"),
+    ],
+)
+def test_placements_that_are_not_there(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(fastsr.InputError) as caught:
+        fastsr.load(valid_file(tmp_path), **settings)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", ['{"architecture": "mlrn"}', '{"architecture": "mlrn", "config": [1]}'])
+def test_metadata_without_settings(metadata: str, tmp_path: Path) -> None:
+    state = fastsr.create_model("mlrn", num_block=1, num_feat=8).state_dict()
+    save_file(state, tmp_path / "net.safetensors", metadata={"fastsr": metadata})
+    with pytest.raises(fastsr.CheckpointError, match="lacks the network's settings"):
+        fastsr.load(tmp_path / "net.safetensors")
+
+
 def test_overrides_reach_what_tensors_cannot_tell(tmp_path: Path) -> None:
     net = fastsr.create_model("alkdnet", num_block=1, num_feat=8, anchor_residual=False)
     torch.save(net.state_dict(), tmp_path / "net.pth")

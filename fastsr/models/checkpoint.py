@@ -9,16 +9,19 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastsr._device import find_device
 from fastsr._files import atomic_write
 from fastsr.errors import CheckpointError, FastsrError, InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
 from fastsr.models.base import SuperResolutionNet
 from fastsr.models.mlrn import MLRN, RLFN
+from fastsr.ops._checks import DTYPES
 
 StateDict = dict[str, Tensor]
 
@@ -31,7 +34,7 @@ _CLASSES: dict[str, type[SuperResolutionNet]] = {c.architecture: c for c in (ALK
 def load(
     path: str | os.PathLike[str],
     *,
-    device: str | torch.device = "cpu",
+    device: str | int | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     **overrides: Any,
 ) -> SuperResolutionNet:
@@ -44,20 +47,24 @@ def load(
     Args:
         path: a `.pth`/`.pt`/`.ckpt` file (read with weights_only) or a `.safetensors` file.
         device, dtype: where and in what precision the network is placed.
-        overrides: settings that a file's tensors cannot tell, such as `anchor_residual=False`.
+        overrides: settings that a file's tensors cannot tell, such as `anchor_residual=False`, or not for certain, such
+            as `num_out_ch=1`.
 
     Returns:
         The network in eval mode.
 
     Raises:
         CheckpointError: the file is missing, damaged, no checkpoint, or of a network fastsr does not know.
-        InputError: an override that the network does not accept.
+        InputError: an override that the network does not accept, a device that is not there, or another dtype.
     """
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise InputError(f"load: dtype is {dtype!r}; pass torch.float32, float16, bfloat16 or float64")
+    device = find_device(device)
     state, metadata = read_state_dict(path)
     if metadata is not None:
         architecture, config = metadata["architecture"], metadata["config"]
     else:
-        architecture, config = detect(state, str(path))
+        architecture, config = detect(state, str(path), overrides)
     try:
         net = _CLASSES[architecture](**{**config, **overrides})
     except TypeError as error:
@@ -135,6 +142,8 @@ def _read(file: Path) -> tuple[Any, dict[str, Any] | None]:
         raise CheckpointError(
             f"{file} was written for a network {metadata.get('architecture')!r}, which this fastsr lacks; update fastsr"
         )
+    if not isinstance(metadata.get("config"), dict):
+        raise CheckpointError(f"{file} lacks the network's settings in fastsr's metadata; get the file again")
     return tensors, metadata
 
 
@@ -158,17 +167,19 @@ def _strip(key: str) -> str:
     return key
 
 
-def detect(state: StateDict, name: str = "the checkpoint") -> tuple[str, dict[str, Any]]:
-    """The architecture of a state dict and the settings of its class, from names and shapes.
+def detect(
+    state: StateDict, name: str = "the checkpoint", known: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, dict[str, Any]]:
+    """The architecture of a state dict and the settings of its class, from names, shapes and the settings `known`.
 
     Raises:
         CheckpointError: the tensors are of no network that fastsr knows.
     """
     try:
         if "B1.c1_d.weight" in state and "fea_conv.pw.weight" in state:
-            return _detect_blueprint(state)
+            return _detect_blueprint(state, known)
         if "block_1.c1_r.weight" in state and "conv_1.weight" in state:
-            return _detect_residual(state)
+            return _detect_residual(state, known)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{name} resembles a network that fastsr knows but lacks a part ({error}); get the file again"
@@ -183,19 +194,32 @@ def _count(state: StateDict, pattern: str) -> int:
     return max(int(m.group(1)) for key in state if (m := re.match(pattern, key)))
 
 
-def _scale(state: StateDict, last: str, num_out_ch: int = 3) -> int:
+def _ends(state: StateDict, last: str, num_in_ch: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """num_in_ch, num_out_ch and scale; as many channels out as in, or 3, unless it is known."""
     channels = state[last].shape[0]
-    scale = math.isqrt(channels // num_out_ch)
-    if num_out_ch * scale * scale != channels:
-        raise ValueError(f"{last} gives {channels} channels")
-    return scale
+    scale = known.get("scale") or known.get("upscale")
+    out = [known["num_out_ch"]] if known.get("num_out_ch") else [num_in_ch, 3]
+    if scale and not known.get("num_out_ch"):
+        out = [channels // scale**2]
+    for num_out_ch in out:
+        found = scale or math.isqrt(channels // num_out_ch)
+        if found and num_out_ch * found * found == channels:
+            return {"num_in_ch": num_in_ch, "num_out_ch": num_out_ch, "scale": found}
+    raise CheckpointError(
+        f"{last} gives {channels} channels, which does not tell the enlargement of an image with "
+        f"{' or '.join(map(str, dict.fromkeys(out)))} channels; pass num_out_ch and scale as they were in training"
+    )
 
 
-def _detect_blueprint(state: StateDict) -> tuple[str, dict[str, Any]]:
-    num_feat = state["B1.c1_d.weight"].shape[1]
+def _residual(setting: str, ends: dict[str, Any]) -> dict[str, Any]:
+    """There is none between images of different channels; otherwise tensors do not tell."""
+    return {} if ends["num_in_ch"] == ends["num_out_ch"] else {setting: False}
+
+
+def _detect_blueprint(state: StateDict, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    num_in_ch = state["fea_conv.pw.weight"].shape[1] // 4
     config: dict[str, Any] = {
-        "num_in_ch": state["fea_conv.pw.weight"].shape[1] // 4,
-        "num_feat": num_feat,
+        "num_feat": state["B1.c1_d.weight"].shape[1],
         "num_block": _count(state, r"B(\d+)\."),
         "esa_channels": state["B1.esa.conv1.weight"].shape[0],
     }
@@ -203,9 +227,11 @@ def _detect_blueprint(state: StateDict) -> tuple[str, dict[str, Any]]:
     tail = "upsampler.upsampleOneStep.0.weight"
     large = "B1.c1_r.LoRA1.weight" in state
     if tail in state and not large:
-        return BSRN.architecture, {**config, "scale": _scale(state, tail)}
+        return BSRN.architecture, {**config, **_ends(state, tail, num_in_ch, known)}
+    ends = _ends(state, "c_up.weight", num_in_ch, known)
     config |= {
-        "scale": _scale(state, "c_up.weight"),
+        **ends,
+        **_residual("anchor_residual", ends),
         "conv": "LargeKernelConv" if large else "BSConvU",
         "pixel_norm": "B1.pixel_norm.weight" in state,
     }
@@ -214,18 +240,19 @@ def _detect_blueprint(state: StateDict) -> tuple[str, dict[str, Any]]:
     return ALKDNet.architecture, config
 
 
-def _detect_residual(state: StateDict) -> tuple[str, dict[str, Any]]:
-    num_feat = state["conv_1.weight"].shape[0]
+def _detect_residual(state: StateDict, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    num_feat, num_in_ch = state["conv_1.weight"].shape[:2]
+    ends = _ends(state, "upsampler.0.weight", num_in_ch, known)
     config: dict[str, Any] = {
-        "num_in_ch": state["conv_1.weight"].shape[1],
+        **ends,
         "num_feat": num_feat,
         "num_block": _count(state, r"block_(\d+)\."),
-        "scale": _scale(state, "upsampler.0.weight"),
         "esa_channels": state["block_1.esa.conv1.weight"].shape[0],
     }
     if "block_1.c3_r.weight" in state:
         return RLFN.architecture, {**config, "mid_channels": state["block_1.c1_r.weight"].shape[0]}
     config |= {
+        **_residual("bilinear", ends),
         "conv_mix": "block_1.pwc.weight" in state,
         "depthwise_conv": "block_1.dwc.weight" in state,
         # The challenge variant is the only MLRN that works on 0..255.
