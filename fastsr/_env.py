@@ -18,12 +18,14 @@ def cpu_isa() -> str:
 
 
 CPU_CACHE_MB = 512
+CPU_CACHE_MOST_MB = 10**9
 
 
 def cpu_cache_mb() -> int | None:
-    """FASTSR_CPU_CACHE: megabytes of freed maps that the CPU kernels keep; None if it is no whole number from 0 on."""
+    """FASTSR_CPU_CACHE: megabytes of freed maps that the CPU kernels keep; None if it is no whole number in bounds."""
     asked = os.environ.get("FASTSR_CPU_CACHE", "").strip() or str(CPU_CACHE_MB)
-    return int(asked) if asked.isdecimal() else None
+    megabytes = int(asked[:20]) if asked.isdecimal() else -1
+    return megabytes if 0 <= megabytes <= CPU_CACHE_MOST_MB else None
 
 
 def gelu() -> str:

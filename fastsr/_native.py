@@ -89,7 +89,8 @@ def cpu_cache_problem() -> str | None:
     """Why FASTSR_CPU_CACHE cannot be honoured, or None."""
     if _env.cpu_cache_mb() is not None:
         return None
-    return f"FASTSR_CPU_CACHE is no whole number of megabytes from 0 on; {_env.CPU_CACHE_MB} is used"
+    accepted = f"a whole number of megabytes from 0 to {_env.CPU_CACHE_MOST_MB}"
+    return f"FASTSR_CPU_CACHE is not {accepted}; {_env.CPU_CACHE_MB} is used"
 
 
 def empty_cache() -> int:

@@ -103,7 +103,8 @@ def test_the_environment_bounds_what_is_kept(cache: str, most: int) -> None:
     assert kept > 0 or most == 0
 
 
-def test_a_wrong_bound_is_named_and_the_usual_one_used() -> None:
-    kept, problem = json.loads(run_python(KEPT, "many").stdout)
+@pytest.mark.parametrize("cache", ["many", str(2**43), "9" * 5000])
+def test_a_wrong_bound_is_named_and_the_usual_one_used(cache: str) -> None:
+    kept, problem = json.loads(run_python(KEPT, cache).stdout)
     assert kept >= 3 * BYTES
-    assert problem == "FASTSR_CPU_CACHE is no whole number of megabytes from 0 on; 512 is used"
+    assert problem == "FASTSR_CPU_CACHE is not a whole number of megabytes from 0 to 1000000000; 512 is used"
