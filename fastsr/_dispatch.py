@@ -132,13 +132,19 @@ def register(op: str, name: str, can_run: CanRun) -> None:
 
 
 def can_run(op: str, name: str, x: Tensor) -> str | None:
-    """None if backend `name` can run `op` on a tensor like `x`, otherwise the reason why it cannot."""
+    """None if backend `name` can run `op` on a tensor like `x`, otherwise the reason why it cannot.
+
+    Raises:
+        InputError: no operator or backend is called so, or `x` is no tensor.
+    """
     if op not in _kernels:
         raise InputError(f"no operator is called {op!r}; there are {', '.join(OPERATORS)}")
     if name == "reference":
         return None
     if name not in BACKENDS:
         raise InputError(f"no backend is called {name!r}; accepted are {', '.join(BACKENDS)}")
+    if not isinstance(x, Tensor):
+        raise InputError(f"can_run: x is a {type(x).__name__}; pass a tensor like the operator's first")
     check = _kernels[op].get(name)
     if check is None:
         return f"{op} has no {name} kernel"

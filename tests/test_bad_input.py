@@ -134,6 +134,31 @@ def _fusions() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
     }
 
 
+@pytest.mark.parametrize("packed", ["abc", 5, [torch.rand(3)]])
+@pytest.mark.parametrize("name", ["alk_conv", "conv3x3_gelu", "esa", "mixer_block", "pointwise"])
+def test_something_else_than_packed_weights(name: str, packed: Any) -> None:
+    w, b = Z(4, 4, 3, 3), Z(4)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "alk_conv": lambda p: ops.alk_conv(X, alk(), packed=p),
+        "conv3x3_gelu": lambda p: ops.conv3x3_gelu(X, w, b, packed=p),
+        "esa": lambda p: ops.esa(X, plain_esa(), packed=p),
+        "mixer_block": lambda p: ops.mixer_block(
+            X, w, b, w, b, None, None, w[..., :1, :1], b, w[..., :1, :1], b, packed=(None, p)
+        ),
+        "pointwise": lambda p: ops.pointwise((X,), w[..., :1, :1], b, packed=p),
+    }
+    with pytest.raises(fastsr.InputError, match=f"packed is a {type(packed).__name__}; pass what"):
+        calls[name](packed)
+
+
+def test_packed_weights_of_a_mixer_block_are_two() -> None:
+    w, b = Z(4, 4, 3, 3), Z(4)
+    mix = (None, None, w[..., :1, :1], b, w[..., :1, :1], b)
+    for packed, got in ((5, "a int"), ((None,), "1 of them")):
+        with pytest.raises(fastsr.InputError, match=f"mixer_block: packed is {got}; pass a sequence of 2"):
+            ops.mixer_block(X, w, b, w, b, *mix, packed=packed)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", list(_fusions()))
 def test_wrong_arguments_of_fusions_and_packing(name: str) -> None:
     function, arguments = _fusions()[name]

@@ -57,6 +57,8 @@ def test_can_run_gives_the_reason() -> None:
     assert fastsr.can_run("pixel_norm", "reference", x) is None
     assert "triton" in str(fastsr.can_run("pixel_norm", "triton", x))
     assert "meta" in str(fastsr.can_run("pixel_norm", "cpu", x.to("meta"))) or not _native.CPU.loaded
+    with pytest.raises(fastsr.InputError, match="can_run: x is a int; pass a tensor"):
+        fastsr.can_run("pixel_norm", "cpu", 3)  # type: ignore[arg-type]
     with pytest.raises(fastsr.InputError, match="no operator is called 'conv'"):
         fastsr.can_run("conv", "cpu", x)
     with pytest.raises(fastsr.InputError, match="no backend is called 'gpu'"):

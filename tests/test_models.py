@@ -47,6 +47,12 @@ def test_multiply_adds_of_mlrn_at_720p(scale: int, giga: float) -> None:
     assert round(fastsr.complexity(net, 720 // scale, round(1280 / scale)).macs / 1e9, 1) == giga
 
 
+def test_complexity_of_something_else() -> None:
+    with pytest.raises(fastsr.InputError, match=r"complexity: net is a str; pass a network"):
+        fastsr.complexity("x")  # type: ignore[arg-type]
+    assert fastsr.complexity(torch.nn.ReLU(), 4, 4) == fastsr.Complexity(0, 0, 0, 0)
+
+
 def test_complexity_leaves_the_network_alone_and_counts_a_plain_one() -> None:
     net = fastsr.create_model("alkdnet", num_block=1).half().train()
     before = copy.deepcopy(net.state_dict())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsr._dispatch import on_reference
+from fastsr.errors import InputError
 
 
 class Complexity(NamedTuple):
@@ -59,10 +60,12 @@ def complexity(net: nn.Module, height: int = 256, width: int = 256) -> Complexit
         height, width: of the low-resolution image.
 
     Raises:
-        InputError: the image is too small for the network.
+        InputError: `net` is not a module, or the image is too small for it.
     """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"complexity: net is a {type(net).__name__}; pass a network, an instance of torch.nn.Module")
     shadow = copy.deepcopy(net).to("meta")
     image = torch.empty(1, getattr(net, "num_in_ch", 3), height, width, device="meta")
     with on_reference(), torch.no_grad(), _ConvolutionCounter() as counter:
-        shadow(image.to(next(shadow.parameters()).dtype))
+        shadow(image.to(next(shadow.parameters(), image).dtype))
     return Complexity(sum(p.numel() for p in net.parameters()), counter.macs, counter.activations, counter.convolutions)

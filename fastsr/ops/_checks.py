@@ -91,6 +91,19 @@ def choice(op: str, value: str, name: str, accepted: tuple[str, ...]) -> None:
         raise InputError(f"{op}: {name} is {value!r}; pass one of {', '.join(accepted)}")
 
 
+def packed(op: str, value: object) -> None:
+    """`value` must be None or a vector; whether it is the one for these weights, its operator checks."""
+    if value is not None and not isinstance(value, Tensor):
+        raise InputError(f"{op}: packed is a {type(value).__name__}; pass what the weights were packed into, or None")
+
+
+def sequence(op: str, value: object, length: int, name: str, of: str) -> None:
+    """`value` must be a list or tuple of this length."""
+    if not isinstance(value, (list, tuple)) or len(value) != length:
+        got = f"{len(value)} of them" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
+        raise InputError(f"{op}: {name} is {got}; pass a sequence of {length}: {of}")
+
+
 def _shape_text(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
 

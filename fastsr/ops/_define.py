@@ -19,6 +19,7 @@ from fastsr._export import exporting
 from fastsr._native import LIB
 from fastsr._transforms import transformed
 from fastsr.errors import InputError
+from fastsr.ops import _checks
 from fastsr.ops._call import backward_caller, caller, records
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -86,7 +87,11 @@ def takes_packed(
     That backend must run it and autograd must not record it; a map that does not fit `first` [any, C, 1, 1], having
     other channels or these, is left to the usual checks. Weights for "cpu" are float32 and for maps of any dtype, those
     for "cuda" bytes and for maps of the weights' dtype.
+
+    Raises:
+        InputError: `packed` is something else than a tensor.
     """
+    _checks.packed(op, packed)
     if packed is None or (x.shape[1] if channels is None else channels) != first.shape[1] or packed.device != x.device:
         return None
     if records(x, first, *others):

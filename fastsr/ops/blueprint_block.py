@@ -41,12 +41,6 @@ define_inference(_OP, f"(Tensor x, Tensor[] weights, Tensor[] esa_weights, {_ATT
 define_inference(f"{_OP}_packed", f"(Tensor x, Tensor[] packed, int inner, {_ATTENTIONS}) -> Tensor", _fake)
 
 
-def _check_sequence(value: Any, length: int, name: str, of: str) -> None:
-    if not isinstance(value, (list, tuple)) or len(value) != length:
-        got = f"{len(value)} of them" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
-        raise InputError(f"{_OP}: {name} is {got}; pass a sequence of {length}: {of}")
-
-
 def _check(x: Tensor, stages: Sequence[Any], last: Sequence[Any], c5_weight: Tensor, c5_bias: Tensor) -> None:
     """The weights must fit `x` and one another."""
     c, channels = x.shape[1], 0
@@ -111,12 +105,12 @@ def blueprint_block(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map(_OP, x)
-    _check_sequence(stages, _STAGES, "stages", "the weights of the three stages")
+    _checks.sequence(_OP, stages, _STAGES, "stages", "the weights of the three stages")
     for i, stage in enumerate(stages):
-        _check_sequence(stage, len(_STAGE), f"stages[{i}]", ", ".join(_STAGE))
-    _check_sequence(last, len(_STAGE) - 2, "last", ", ".join(_STAGE[2:]))
+        _checks.sequence(_OP, stage, len(_STAGE), f"stages[{i}]", ", ".join(_STAGE))
+    _checks.sequence(_OP, last, len(_STAGE) - 2, "last", ", ".join(_STAGE[2:]))
     of = "what was packed for the stages, for last, for c5 and for the ESA, or None"
-    _check_sequence(packed, _STAGES + 3, "packed", of)
+    _checks.sequence(_OP, packed, _STAGES + 3, "packed", of)
     if not all(p is None or isinstance(p, Tensor) for p in packed):
         raise InputError(f"{_OP}: packed holds something else than tensors; pass {of}")
     check_size(_OP, x, esa_weights, conv2_padding)

@@ -116,6 +116,9 @@ def mixer_block(
         BackendError: a backend is forced that cannot run this.
     """
     _checks.feature_map("mixer_block", x)
+    _checks.sequence("mixer_block", packed, 2, "packed", "what was packed for the 3x3 convolutions, or None")
+    for vector in packed:
+        _checks.packed("mixer_block", vector)
     c = x.shape[1]
     weights = (c1_weight, c1_bias, c2_weight, c2_bias, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
     keeps = records(x, *weights)
