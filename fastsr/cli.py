@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path:
+    """A file or folder; an empty name, such as that of an unset shell variable, is not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is an empty name; pass a file or folder, such as . for the current one")
+    return Path(text)
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -80,8 +87,8 @@ def _add_upscale(commands: Any) -> None:
         description="Enlarges an image, or every image in a folder tree. Outputs that exist are skipped.",
         allow_abbrev=False,
     )
-    parser.add_argument("-i", "--input", required=True, type=Path, help="an image or a folder")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="a folder, or a file for one image")
+    parser.add_argument("-i", "--input", required=True, type=_path, help="an image or a folder")
+    parser.add_argument("-o", "--output", required=True, type=_path, help="a folder, or a file for one image")
     _add_network_options(parser)
     parser.add_argument("-s", "--scale", type=int, help="the expected scale; refuses other checkpoints")
     parser.add_argument("--suffix", help='put behind the names with "_" (default: x2 and the like)')
@@ -109,8 +116,8 @@ def _add_eval(commands: Any) -> None:
         allow_abbrev=False,
     )
     _add_network_options(parser)
-    parser.add_argument("--hr", required=True, type=Path, help="the folder of original images")
-    parser.add_argument("--lr", type=Path, help="a folder of LR images to take instead")
+    parser.add_argument("--hr", required=True, type=_path, help="the folder of original images")
+    parser.add_argument("--lr", type=_path, help="a folder of LR images to take instead")
     parser.add_argument("--json", metavar="FILE", help='also write the scores as JSON; "-" prints only that')
     parser.set_defaults(run=_eval)
 
@@ -143,8 +150,8 @@ def _add_tune(commands: Any) -> None:
     )
     parser.add_argument("operators", nargs="*", metavar="operator", help="such as alk_stage esa (default: all)")
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="fp16", help="(default: fp16)")
-    parser.add_argument("--order", nargs="+", type=Path, metavar="RESULT", help="results as JSON; needs no GPU")
-    parser.add_argument("-o", "--output", type=Path, help="the table's file (default: the installed one)")
+    parser.add_argument("--order", nargs="+", type=_path, metavar="RESULT", help="results as JSON; needs no GPU")
+    parser.add_argument("-o", "--output", type=_path, help="the table's file (default: the installed one)")
     parser.set_defaults(run=_tune)
 
 
@@ -161,13 +168,13 @@ def _add_info(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help="enlarge a photograph, next to bicubic", allow_abbrev=False)
-    parser.add_argument("--weights", type=Path, help="a checkpoint (default: the MLRN x2 that ships)")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="where the pictures go (demo)")
+    parser.add_argument("--weights", type=_path, help="a checkpoint (default: the MLRN x2 that ships)")
+    parser.add_argument("--output", type=_path, default=Path("demo"), help="where the pictures go (demo)")
     parser.set_defaults(run=_demo)
 
 
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, metavar="CHECKPOINT", help="a .pth or .safetensors")
+    parser.add_argument("--model", required=True, type=_path, metavar="CHECKPOINT", help="a .pth or .safetensors")
     parser.add_argument("--device", default="auto", help="such as cpu or cuda:0 (default: cuda if present)")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--dtype", choices=sorted(_DTYPES), default="fp32", help="(default: fp32)")
@@ -213,6 +220,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     import fastsr
     from fastsr.evaluate import evaluate
 
+    if arguments.json not in (None, "-"):
+        _check_writable(Path(arguments.json))
     with fastsr.backend(arguments.backend or fastsr.current_backend()):
         result = evaluate(_load(arguments), arguments.hr, lr_dir=arguments.lr)
     if arguments.json == "-":
@@ -256,6 +265,8 @@ def _train_speed(recipe: Recipe, json_file: str | None) -> int:
     from fastsr.bench.machine import environment, timed_device
     from fastsr.train import speed
 
+    if json_file:
+        _check_writable(Path(json_file))
     found = speed.measure(recipe)
     print(speed.text(found))
     if json_file:
@@ -356,6 +367,13 @@ def _outline(value: Any, indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{key}: {'-' if item in (None, {}, [], ()) else item}")
     return lines
+
+
+def _check_writable(path: Path) -> None:
+    """Raise InputError before the work rather than after it."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        what = "it is a folder" if path.is_dir() else f"{path.parent} is no folder to write into"
+        raise InputError(f"{path} cannot be written: {what}; pass another file")
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

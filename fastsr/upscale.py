@@ -79,7 +79,8 @@ def upscale_tensor(
         float64.
 
     Raises:
-        InputError: the shape is another, the image is smaller than `net.min_size`, or an option is negative.
+        InputError: `x` is no tensor or of another shape, the image is smaller than `net.min_size`, or an option is
+            no whole number or negative.
         ImageError: memory ran out, and `retry` is off or the smallest tiles do not fit either.
     """
     _check(net, x, tile, tile_pad)
@@ -170,8 +171,11 @@ def upscale_path(
 
     Raises:
         InputError: the source is missing or holds no images, the target is the source folder or a file in
-            the way, or an option is not as above.
+            the way, one of them an empty name, or an option is not as above.
     """
+    for name, given in (("source", source), ("target", target)):
+        if not os.fspath(given):
+            raise InputError(f"the {name} is an empty name; pass a file or folder, such as . for the current one")
     source, target = Path(source), Path(target)
     ending = _ending(suffix, f"x{net.scale}", ext)
     plan = _plan_file(source, target, ending) if source.is_file() else _plan_tree(source, target, ending)
@@ -202,12 +206,14 @@ def upscale_path(
 
 
 def _check_options(tile: int, tile_pad: int) -> None:
-    if tile < 0 or tile_pad < 0:
-        raise InputError(f"tile and tile_pad are pixels, 0 or more, got {tile} and {tile_pad}")
+    if not (isinstance(tile, int) and isinstance(tile_pad, int)) or tile < 0 or tile_pad < 0:
+        raise InputError(f"tile and tile_pad are whole pixels, 0 or more, got {tile!r} and {tile_pad!r}")
 
 
 def _check(net: SuperResolutionNet, x: Tensor, tile: int, tile_pad: int) -> None:
     _check_options(tile, tile_pad)
+    if not isinstance(x, Tensor):
+        raise InputError(f"the network takes a tensor [N, {net.num_in_ch}, H, W], got a {type(x).__name__}")
     if x.ndim != 4 or x.shape[1] != net.num_in_ch or not x.is_floating_point():
         raise InputError(
             f"the network takes floating point [N, {net.num_in_ch}, H, W], got {x.dtype} of shape {tuple(x.shape)}"

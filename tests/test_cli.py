@@ -139,7 +139,7 @@ def test_errors_are_one_line(capsys, photos, tmp_path):
         assert out == "" and not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x", "meta"])
 def test_unknown_devices(capsys, checkpoint, photos, tmp_path, device):
     arguments = ("upscale", "-i", photos, "-o", tmp_path / "o", "--model", checkpoint[0], "--device", device)
     status, _, err = run(capsys, *arguments)
@@ -167,6 +167,9 @@ def test_cuda_where_there_is_none(capsys, checkpoint, photos, tmp_path):
         ["upscale", "-i", "a", "-o", "b", "--model", "m", "--dtype", "fp16", "--fp32"],
         ["upscale", "-i", "a", "-o", "b", "--model", "m", "--backend", "metal"],
         ["upscale", "-i", "a", "-o", "b", "--model", "m", "-t", "many"],
+        ["upscale", "-i", "", "-o", "b", "--model", "m"],
+        ["upscale", "-i", "a", "-o", "", "--model", "m"],
+        ["eval", "--hr", "", "--model", "m"],
         ["eval", "--hr", "a"],
     ],
 )
@@ -222,11 +225,21 @@ def test_eval_json(capsys, checkpoint, photos, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text()) == scores
 
 
-def test_eval_json_that_cannot_be_written(capsys, checkpoint, photos, tmp_path):
+def test_eval_json_that_cannot_be_written_is_said_before_the_work(capsys, checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastsr.evaluate.evaluate", lambda *_, **__: pytest.fail("images were scored"))
     arguments = ("eval", "--hr", photos, "--model", checkpoint[0], "--json")
-    status, _, err = run(capsys, *arguments, tmp_path / "none" / "scores.json")
-    assert_one_line_error(status, err)
+    for target in (tmp_path / "none" / "scores.json", tmp_path):
+        status, _, err = run(capsys, *arguments, target)
+        assert_one_line_error(status, err)
+        assert f"{target} cannot be written" in err
     assert not (tmp_path / "none").exists()
+
+
+def test_eval_json_on_a_disk_that_fills_up(capsys, checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "full")))
+    status, out, err = run(capsys, "eval", "--hr", photos, "--model", checkpoint[0], "--json", tmp_path / "a.json")
+    assert_one_line_error(status, err)
+    assert out.startswith("image")
 
 
 def test_models(capsys):

@@ -174,11 +174,18 @@ def test_other_errors_are_not_taken_for_a_memory_shortage():
         ((1, 3, 3, 8), {}, "3x8.*at least 4x4.*pad"),
         ((1, 3, 8, 8), {"tile": -1}, "tile"),
         ((1, 3, 8, 8), {"tile_pad": -1}, "tile_pad"),
+        ((1, 3, 8, 8), {"tile": 1.5}, "whole pixels, 0 or more, got 1.5 and 16"),
+        ((1, 3, 8, 8), {"tile_pad": "4"}, "whole pixels, 0 or more, got 0 and '4'"),
     ],
 )
 def test_wrong_tensors_and_options(shape, options, message):
     with pytest.raises(InputError, match=message):
         upscale_tensor(Nearest(), random(*shape).float(), **options)
+
+
+def test_something_else_than_a_tensor():
+    with pytest.raises(InputError, match=r"takes a tensor \[N, 3, H, W\], got a str"):
+        upscale_tensor(Nearest(), "q")
 
 
 def test_integers_are_refused():
@@ -375,6 +382,14 @@ def test_wrong_paths_and_options(tree, tmp_path, source, target, options, messag
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         upscale_path(Nearest(), tmp_path / source, tmp_path / target, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("source", "target"), [("", "out"), ("in", "")])
+def test_empty_names_are_not_the_current_folder(tree, tmp_path, monkeypatch, source, target):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is an empty name"):
+        upscale_path(Nearest(), source, target)
     assert not (tmp_path / "out").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,9 @@ def _request(arguments: argparse.Namespace, groups: list[str]) -> Request:
     from fastsr.bench.machine import timed_device
     from fastsr.bench.run import Request
 
-    if arguments.seconds <= 0:
-        raise InputError(f"--seconds is {arguments.seconds:g}; pass more than 0")
-    if arguments.peer_limit < 0:
+    if not 0 < arguments.seconds < math.inf:
+        raise InputError(f"--seconds is {arguments.seconds:g}; pass a number above 0")
+    if not arguments.peer_limit >= 0:
         raise InputError(f"--peer-limit is {arguments.peer_limit:g}; pass seconds, or 0 for no limit")
     return Request(
         groups=groups,
