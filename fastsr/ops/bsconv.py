@@ -103,6 +103,9 @@ def pack_bsconv(
     Returns:
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype or device, or only one of d_weight and d_bias.
     """
     op = "pack_bsconv"
     _checks.feature_map(op, pw_weight, "pw_weight")

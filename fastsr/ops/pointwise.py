@@ -142,6 +142,9 @@ def pack_pointwise(weight: Tensor, bias: Tensor) -> Tensor | None:
     Returns:
         A vector for this machine's instruction set and for maps of any dtype, or None where the kernel cannot take
         these weights. It is a copy: later changes of the weights do not reach it.
+
+    Raises:
+        InputError: a wrong rank, shape, dtype or device.
     """
     _checks.feature_map("pack_pointwise", weight, "weight")
     _checks.weight("pack_pointwise", weight, weight, "weight", (None, None, 1, 1))
