@@ -52,7 +52,7 @@ def find_torch() -> ModuleType | None:
             return torch
         except ImportError:
             continue
-    message = "torch cannot be imported: pip install torch first, then pip install --no-build-isolation fastsr"
+    message = "torch cannot be imported: pip install torch first, then fastsr again with --no-build-isolation"
     if MODE == "1":
         raise SystemExit(f"fastsr: {message}")
     say(f"the compiled operators are left out, {message}")

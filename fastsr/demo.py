@@ -92,7 +92,7 @@ def _photograph() -> Pixels:
         from skimage.data import chelsea
     except ImportError as error:
         raise FastsrError(
-            'the demo needs the photograph that comes with scikit-image: pip install "fastsr[demo]"'
+            "the demo needs the photograph that comes with scikit-image: pip install scikit-image"
         ) from error
     photograph: Pixels = chelsea()
     return photograph

@@ -243,7 +243,7 @@ def test_runs_with_what_a_gpu_machine_has(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert [row["peers"]["openvino"]["reason"] for row in rows] == [
-        "openvino is not installed: pip install 'fastsr[bench]'",
+        "openvino is not installed: pip install onnx onnxscript onnxruntime openvino",
         "runs forward only",
     ]
     assert all(row["ratio"] for row in rows)

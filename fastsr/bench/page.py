@@ -40,7 +40,7 @@ def render(result: Result, pictures: list[tuple[str, bytes]]) -> str:
     try:
         import jinja2
     except ImportError as error:
-        raise MissingPackageError('pages need jinja2, which is not installed: pip install "fastsr[bench]"') from error
+        raise MissingPackageError("pages need jinja2, which is not installed: pip install jinja2") from error
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:

@@ -14,7 +14,7 @@ try:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise MissingPackageError('plots need matplotlib, which is not installed: pip install "fastsr[bench]"') from error
+    raise MissingPackageError("plots need matplotlib, which is not installed: pip install matplotlib") from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,12 +118,6 @@ def bars(rows: Sequence[Row]) -> Figure:
     axes.set_ylim(-y, _BAR)
     _legend(axes)
     return figure
-
-
-def _longest(row: Row) -> float:
-    """The time of the slowest peer over fastsr's."""
-    times = [found["ms"] for found in row["peers"].values() if "ms" in found]
-    return float(max(times) / row["peers"]["fastsr"]["ms"])
 
 
 def _height(row: Row) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastsr.bench.cases import Case
 from fastsr.bench.peers import PeerMissing, Runner
 
-INSTALL = "pip install 'fastsr[bench]'"
+INSTALL = "pip install onnx onnxscript onnxruntime openvino"
 
 
 def _exported(case: Case, folder: str) -> Path:

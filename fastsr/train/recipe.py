@@ -18,7 +18,7 @@ try:
     import yaml
 except ImportError as error:
     raise MissingPackageError(
-        f'training needs the package {error.name}, which is not installed: pip install "fastsr[train]"'
+        f"training needs the package {error.name}, which is not installed: pip install pyyaml msgspec tensorboard"
     ) from error
 
 __all__ = ["Recipe", "describe_differences", "load_recipe", "shipped_recipes"]

@@ -80,9 +80,7 @@ class LmdbSource(Source):
         try:
             import lmdb  # noqa: F401
         except ImportError as error:
-            raise MissingPackageError(
-                f'{folder} is an LMDB, which needs the package lmdb: pip install "fastsr[train]"'
-            ) from error
+            raise MissingPackageError(f"{folder} is an LMDB, which needs the package lmdb: pip install lmdb") from error
         self.folder = folder
         try:
             lines = (folder / "meta_info.txt").read_text(encoding="utf-8").splitlines()
