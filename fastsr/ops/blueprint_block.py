@@ -117,7 +117,7 @@ def blueprint_block(
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     rest = (conv2_padding, *parameters, eps)
     weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
-    fuses = _distil_alike(stages) and _fuses(x, (*weights, *esa_weights, *parameters))
+    fuses = _fuses(x, (*weights, *esa_weights, *parameters)) and _distil_alike(stages)
     if fuses and _fit(packed, x, c5_weight):
         return torch.ops.fastsr.blueprint_block_packed(x, list(packed), form_of(esa_weights)[0], *rest)
     _check(x, stages, last, c5_weight, c5_bias)
@@ -142,7 +142,9 @@ def _fuses(x: Tensor, weights: Sequence[Any]) -> bool:
 
 def _distil_alike(stages: Sequence[Sequence[Any]]) -> bool:
     """Whether all stages distil as many channels, as the kernel wants them to."""
-    return len({stage[0].shape[:1] for stage in stages if isinstance(stage[0], Tensor)}) == 1
+    channels = [stage[0].shape[:1] for stage in stages if isinstance(stage[0], Tensor)]
+    # Not by a set: in a trace of torch.jit sizes are tensors, all different ones to it.
+    return len(channels) == len(stages) and all(count == channels[0] for count in channels)
 
 
 def _fit(packed: Sequence[Tensor | None], x: Tensor, c5_weight: Tensor) -> bool:
