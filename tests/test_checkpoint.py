@@ -128,9 +128,17 @@ def test_other_channels_than_rgb(
     assert_same_weights(net, loaded)
 
 
+@pytest.mark.parametrize("overrides", [{"num_out_ch": -1}, {"num_out_ch": "3"}, {"scale": "2"}, {"scale": 0}])
+def test_overrides_that_are_no_counts(overrides: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(fastsr.InputError, match=f"{next(iter(overrides))} is {next(iter(overrides.values()))!r}; pass"):
+        fastsr.load(valid_file(tmp_path), **overrides)
+
+
 def test_an_enlargement_that_is_not_told(tmp_path: Path) -> None:
     torch.save(fastsr.create_model("rlfn", num_block=1, num_feat=8, num_out_ch=2).state_dict(), tmp_path / "net.pth")
-    with pytest.raises(fastsr.CheckpointError, match=r"8 channels, .* with 3 channels; pass num_out_ch and scale"):
+    with pytest.raises(
+        fastsr.CheckpointError, match=r"net\.pth: upsampler.* 8 channels, .* with 3 channels; pass num_out_ch and scale"
+    ):
         fastsr.load(tmp_path / "net.pth")
 
 

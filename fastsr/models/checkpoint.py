@@ -180,6 +180,8 @@ def detect(
             return _detect_blueprint(state, known)
         if "block_1.c1_r.weight" in state and "conv_1.weight" in state:
             return _detect_residual(state, known)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{name} resembles a network that fastsr knows but lacks a part ({error}); get the file again"
@@ -197,10 +199,8 @@ def _count(state: StateDict, pattern: str) -> int:
 def _ends(state: StateDict, last: str, num_in_ch: int, known: Mapping[str, Any]) -> dict[str, Any]:
     """num_in_ch, num_out_ch and scale; as many channels out as in, or 3, unless it is known."""
     channels = state[last].shape[0]
-    scale = known.get("scale") or known.get("upscale")
-    out = [known["num_out_ch"]] if known.get("num_out_ch") else [num_in_ch, 3]
-    if scale and not known.get("num_out_ch"):
-        out = [channels // scale**2]
+    scale, certain = _count_in(known, "scale", "upscale"), _count_in(known, "num_out_ch")
+    out = [certain] if certain else [channels // scale**2] if scale else [num_in_ch, 3]
     for num_out_ch in out:
         found = scale or math.isqrt(channels // num_out_ch)
         if found and num_out_ch * found * found == channels:
@@ -209,6 +209,11 @@ def _ends(state: StateDict, last: str, num_in_ch: int, known: Mapping[str, Any])
         f"{last} gives {channels} channels, which does not tell the enlargement of an image with "
         f"{' or '.join(map(str, dict.fromkeys(out)))} channels; pass num_out_ch and scale as they were in training"
     )
+
+
+def _count_in(known: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these settings; the network says what is wrong with one that is no count."""
+    return next((value for name in names if isinstance(value := known.get(name), int) and value > 0), None)
 
 
 def _residual(setting: str, ends: dict[str, Any]) -> dict[str, Any]:
