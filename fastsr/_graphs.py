@@ -147,7 +147,9 @@ class GraphedCalls:
             modules = list(self.function.modules())
             self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         everywhere = nn.modules.module
-        return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(self._hooks)
+        if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+            return True
+        return any(observes(hook) for hooks in self._hooks for hook in hooks.values())
 
     def _capture(self, x: Tensor, turns: Turns) -> Capture:
         try:
@@ -159,6 +161,11 @@ class GraphedCalls:
                 f"freeze: a call with an image {list(x.shape)} on {x.device} could not be captured as a CUDA graph: "
                 f"{error}; freeze without cuda_graph"
             ) from error
+
+
+def observes(hook: Any) -> bool:
+    """Whether a forward hook must run at every call; those of `fastsr.accelerate` only rename an argument."""
+    return bool(getattr(hook, "observes", True))
 
 
 def _key(x: Tensor) -> Hashable:

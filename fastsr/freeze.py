@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastsr._graphs import GraphedCalls
+from fastsr._graphs import GraphedCalls, observes
 from fastsr._transforms import is_transformed, transformed
 from fastsr.errors import InputError
 from fastsr.models.alkdnet import BSRN, ALKDNet
@@ -48,6 +48,11 @@ class FrozenNet(nn.Module):
         if self.graphs is not None and len(args) == 1 and not kwargs:
             return self.graphs(args[0])
         return self.net(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        replica: nn.Module = super()._replicate_for_data_parallel()
+        replica.__dict__["graphs"] = None  # they are of this network, not of the replica's on another device
+        return replica
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -139,7 +144,8 @@ def freeze(
     model = _unwrap(model)
     if not any(isinstance(module, PARTS) for module in model.modules()):
         raise InputError(f"freeze: {type(model).__name__} holds no part of fastsr; call fastsr.accelerate on it first")
-    if cuda_graph and any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+    hooks = (h for m in model.modules() for kind in (m._forward_hooks, m._forward_pre_hooks) for h in kind.values())
+    if cuda_graph and any(map(observes, hooks)):
         raise InputError(
             "freeze: model has forward hooks, which a CUDA graph would not call; remove them, or freeze without "
             "cuda_graph"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastsr
 from fastsr import ops
 from fastsr.errors import InputError
-from fastsr.nn import ESDB, BSConvU
+from fastsr.nn import ESDB, BSConvU, PlainESA
 from fastsr.reference import BlueprintESAWeights
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
@@ -196,6 +196,18 @@ def test_bad_input_is_named() -> None:
         block(x[:, :, 1:], *weights)
     with pytest.raises(InputError, match="blueprint_block: weights is a tuple; pass PlainESAWeights or"):
         ops.blueprint_block(x, stages, last, *c5, tuple(esa), *weights[38:])  # type: ignore[arg-type]
+
+
+def test_packed_weights_are_checked_as_others() -> None:
+    x, *weights = inputs(*SMALL)
+    packed = packed_weights(weights)
+    with pytest.raises(InputError, match="blueprint_block: du0_weight is float64"):
+        block(x, *weights[:38], weights[38].double(), *weights[39:], packed=packed)
+    plain = PlainESA(8, 4).requires_grad_(False).weights()
+    stages = [tuple(weights[i : i + 5]) for i in (0, 5, 10)]
+    arguments = (x, stages, tuple(weights[15:18]), *weights[18:20], plain, *weights[38:])
+    packed[5] = ops.pack_esa(plain)  # type: ignore[call-overload]
+    assert torch.equal(ops.blueprint_block(*arguments, packed=packed), ops.blueprint_block(*arguments))
 
 
 def test_the_kernel_refuses_what_does_not_fit() -> None:

@@ -137,7 +137,7 @@ def test_overrides_that_are_no_counts(overrides: dict[str, Any], tmp_path: Path)
 def test_an_enlargement_that_is_not_told(tmp_path: Path) -> None:
     torch.save(fastsr.create_model("rlfn", num_block=1, num_feat=8, num_out_ch=2).state_dict(), tmp_path / "net.pth")
     with pytest.raises(
-        fastsr.CheckpointError, match=r"net\.pth: upsampler.* 8 channels, .* with 3 channels; pass num_out_ch and scale"
+        fastsr.CheckpointError, match=r"net\.pth: upsampler.* 8 channels, .* with 3 channels; pass num_out_ch or scale"
     ):
         fastsr.load(tmp_path / "net.pth")
 
@@ -273,3 +273,10 @@ def test_save_refuses_other_formats_and_unwritable_folders(tmp_path: Path) -> No
         fastsr.save(net, tmp_path / "net.pth")
     with pytest.raises(fastsr.CheckpointError, match="cannot be written"):
         fastsr.save(net, tmp_path / "missing" / "net.safetensors")
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_another_scale_than_the_file_s_is_refused(tmp_path: Path, scale: int) -> None:
+    torch.save(fastsr.create_model("bsrn", scale=4, num_block=1, num_feat=8).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(fastsr.CheckpointError, match=f"does not fit bsrn x{scale}"):
+        fastsr.load(tmp_path / "net.pth", scale=scale)

@@ -256,6 +256,8 @@ def test_accelerated_networks(foreign: Any) -> None:
     frozen = fastsr.freeze(nn.DataParallel(net))
     torch.testing.assert_close(outputs(frozen, x), plain, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
     assert any(getattr(m, "packed", None) is not None for m in frozen.modules())
+    graphs = fastsr.freeze(net, cuda_graph=True).graphs  # what accelerate adds does not keep calls from being recorded
+    assert graphs is not None and not graphs._observed()
 
 
 def test_wrappers_and_parametrizations_are_taken_off() -> None:

@@ -107,3 +107,17 @@ def test_a_replica_looks_up_weights_of_its_own(name: str) -> None:
     assert found
     for module in found:
         assert module._replicate_for_data_parallel().kept is None and module.kept is not None
+
+
+def test_a_replica_has_no_graphs() -> None:
+    frozen = fastsr.freeze(network("mlrn", num_block=1), cuda_graph=True)
+    assert frozen._replicate_for_data_parallel().graphs is None and frozen.graphs is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*isinstance:FutureWarning")
+@pytest.mark.parametrize("name", NETS)
+def test_an_export_finds_the_parameters_where_they_are(name: str) -> None:
+    """And not what was looked up when they were packed, as constants beside them."""
+    frozen = fastsr.freeze(network(name, num_block=1))
+    signature = torch.export.export(frozen, (image(),)).graph_signature
+    assert not signature.lifted_tensor_constants and len(signature.parameters) > 10

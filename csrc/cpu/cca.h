@@ -16,8 +16,9 @@ struct Parameters {
 
 struct Shape {
   int64_t n, c, h, w, squeezed;
-  // Ranges of rows that each image is divided into, 32 of all images at most: sums must not depend on the threads.
-  int64_t parts() const { return std::max<int64_t>(1, std::min(h, 32 / std::max<int64_t>(1, n))); }
+  // Ranges of rows that each image is divided into, by the size only: sums must not depend on the threads. 64 of all
+  // images keep as many threads at work; more would only add to what is merged by one.
+  int64_t parts() const { return std::max<int64_t>(1, std::min(h, 64 / std::max<int64_t>(1, n))); }
 };
 
 // The parameters, but for the bias of the norm, must fit x.

@@ -2,7 +2,7 @@
 //
 // Two passes over x. The first computes conv1 (and the strided convolution's pointwise product) row by row; the side
 // path then works on maps of a quarter of the pixels and less; the second pass enlarges it, strip by strip of a row,
-// and gates x while the strip is in the first-level cache. Weights packed beforehand are folded (esa_path.h).
+// and gates x while the strip is in the first-level cache. The blueprint form's weights are folded (esa_weights.h).
 #include "esa_path.h"
 
 namespace fastsr::cpu::esa {

@@ -33,8 +33,8 @@ size_t block_size(size_t bytes) {
 }
 
 void* allocate(size_t size) {
-  void* memory = std::aligned_alloc(size >= 2 * kHugePage ? kHugePage : 64, size);
-  if (!memory) throw std::bad_alloc();
+  void* memory = nullptr;  // not by aligned_alloc, which wants sizes that are multiples of the alignment
+  if (posix_memalign(&memory, size >= 2 * kHugePage ? kHugePage : 64, size) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
   if (size >= 2 * kHugePage) madvise(memory, size / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif

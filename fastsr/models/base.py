@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,14 +42,14 @@ def check_settings(config: Mapping[str, Any], even: bool = False) -> None:
         value = config.get(name, 1)
         if value is None and name == "mid_channels":
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} is {value!r}; pass a whole number from 1 on")
     if even and config["num_feat"] % 2:
         raise InputError(f"num_feat is {config['num_feat']}; pass an even number, of which the blocks distil half")
     if config.get("activation", "gelu") not in _ACTIVATIONS:
         raise InputError(f"activation is {config['activation']!r}; pass one of {', '.join(_ACTIVATIONS)}")
     white = config["input_range"]
-    if not isinstance(white, (int, float)) or not 0 < white < math.inf:
+    if not isinstance(white, numbers.Real) or not 0 < float(white) < math.inf:
         raise InputError(f"input_range is {white!r}; pass the value of white, 1.0 or 255.0")
     for setting, residual in (("anchor_residual", "anchor"), ("bilinear", "bilinear")):
         if config.get(setting) and config["num_in_ch"] != config["num_out_ch"]:

@@ -199,15 +199,15 @@ def _count(state: StateDict, pattern: str) -> int:
 def _ends(state: StateDict, last: str, num_in_ch: int, known: Mapping[str, Any]) -> dict[str, Any]:
     """num_in_ch, num_out_ch and scale; as many channels out as in, or 3, unless it is known."""
     channels = state[last].shape[0]
-    scale, certain = _count_in(known, "scale", "upscale"), _count_in(known, "num_out_ch")
-    out = [certain] if certain else [channels // scale**2] if scale else [num_in_ch, 3]
-    for num_out_ch in out:
-        found = scale or math.isqrt(channels // num_out_ch)
+    certain, scale = _count_in(known, "num_out_ch"), _count_in(known, "scale", "upscale")
+    out = [certain] if certain else [num_in_ch, 3]
+    for num_out_ch in (*out, max(1, channels // scale**2)) if scale else out:
+        found = math.isqrt(channels // num_out_ch)
         if found and num_out_ch * found * found == channels:
             return {"num_in_ch": num_in_ch, "num_out_ch": num_out_ch, "scale": found}
     raise CheckpointError(
         f"{last} gives {channels} channels, which does not tell the enlargement of an image with "
-        f"{' or '.join(map(str, dict.fromkeys(out)))} channels; pass num_out_ch and scale as they were in training"
+        f"{' or '.join(map(str, dict.fromkeys(out)))} channels; pass num_out_ch or scale as they were in training"
     )
 
 

@@ -35,8 +35,9 @@ class PlainESA(Packing):
         return esa_min_size(self.conv2_padding)
 
     def weights(self) -> PlainESAWeights:
-        if self.kept:
-            return self.kept
+        kept: PlainESAWeights | None = self.looked_up()
+        if kept is not None:
+            return kept
         convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
         return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
 
@@ -76,8 +77,9 @@ class BlueprintESA(Packing):
         return esa_min_size(self.conv2_padding)
 
     def weights(self) -> BlueprintESAWeights:
-        if self.kept:
-            return self.kept
+        kept: BlueprintESAWeights | None = self.looked_up()
+        if kept is not None:
+            return kept
         values = [self.conv1.weight, conv_bias(self.conv1)]
         for separable in (self.conv2, self.conv_max, self.conv3, self.conv3_):
             values += [separable.pw.weight, separable.dw.weight, conv_bias(separable.dw)]

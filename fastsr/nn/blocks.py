@@ -166,7 +166,7 @@ class ESDB(_DistillationBlock):
         convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
         if self._fuses(x) or not (all(map(_is_plain, convs)) and _is_free(self.esa) and _is_free(self.cca)):
             return super().forward(x)
-        weights, settings = self.kept or self._arguments()
+        weights, settings = self.looked_up() or self._arguments()
         return ops.blueprint_block(x, *weights, **settings)
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:

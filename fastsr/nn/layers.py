@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsr import ops
+from fastsr._export import exporting
 from fastsr.errors import InputError
 from fastsr.reference import Activation, ALKConvWeights, Residual
 
@@ -143,6 +144,10 @@ class Packing(nn.Module):
     packed: Tensor | None = None  # in the order in which the kernel reads them
     kept: Any = None  # the weights themselves, looked up once
 
+    def looked_up(self) -> Any:
+        """What is kept, or None; an export must see the parameters where they are."""
+        return None if self.kept is None or exporting() else self.kept
+
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica: nn.Module = super()._replicate_for_data_parallel()
         replica.__dict__["kept"] = None  # its weights are on another device
@@ -196,7 +201,7 @@ class ALKConv(Packing):
         self.norm = PixelNorm(out_channels, eps)
 
     def weights(self) -> ALKConvWeights:
-        return self.kept or ALKConvWeights(
+        return self.looked_up() or ALKConvWeights(
             self.pw.weight,
             self.LoRA1.weight,
             conv_bias(self.LoRA1),

@@ -22,7 +22,7 @@ from fastsr.ops.cca_norm import check_cca_weights
 from fastsr.ops.esa import check_esa_weights, check_size, form_of
 from fastsr.ops.esa_cca import esa_cca
 from fastsr.ops.pointwise import pointwise
-from fastsr.reference import ESAWeights
+from fastsr.reference import BlueprintESAWeights, ESAWeights
 
 _OP = "blueprint_block"
 _STAGES = 3
@@ -118,7 +118,8 @@ def blueprint_block(
     rest = (conv2_padding, *parameters, eps)
     weights = [w for part in (*stages, last, (c5_weight, c5_bias)) for w in part]
     fuses = _fuses(x, (*weights, *esa_weights, *parameters)) and _distil_alike(stages)
-    if fuses and _fit(packed, x, c5_weight):
+    if fuses and isinstance(esa_weights, BlueprintESAWeights) and _fit(packed, x, c5_weight):
+        check_cca_weights(_OP, x, x, *parameters)
         return torch.ops.fastsr.blueprint_block_packed(x, list(packed), form_of(esa_weights)[0], *rest)
     _check(x, stages, last, c5_weight, c5_bias)
     check_esa_weights(_OP, x, esa_weights)

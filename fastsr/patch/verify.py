@@ -47,6 +47,8 @@ _MODULE_METHODS = [
 class _Renames:
     """A forward pre-hook of a part: its map may be passed by the name that its former forward had for it."""
 
+    observes = False  # `fastsr.freeze`: a CUDA graph may leave it out
+
     def __init__(self, name: str) -> None:
         self.name = name
 
