@@ -72,7 +72,7 @@ def test_the_photograph_is_the_bundled_cat():
 
 def test_missing_scikit_image(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(FastsrError, match=r'pip install "fastsr\[demo\]"'):
+    with pytest.raises(FastsrError, match=r"pip install scikit-image"):
         demo.run_demo(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from fastsr._dispatch import on_reference
+from fastsr.nn.layers import Packing
 from fastsr.patch.parts import Match, Mismatch, Plan
 
 TOLERANCE = 1e-9  # of the largest value or 1: float64 rounding is near 1e-14, a wrong eps shows at 1e-6
@@ -121,7 +122,8 @@ def check_classes(part: nn.Module, plan: Plan, users: dict[int, set[int]]) -> No
 
 
 def _overrides(module: nn.Module, name: str) -> bool:
-    return getattr(type(module), name, None) is not getattr(nn.Module, name)
+    """Whether its class defines this differently from nn.Module, and from fastsr's own parts."""
+    return getattr(type(module), name, None) not in (getattr(nn.Module, name), getattr(Packing, name))
 
 
 class _FastDepthwise(TorchFunctionMode):
