@@ -7,6 +7,7 @@ over the whole image and ESA resizes a map to the image's size, so a tile sees o
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -206,7 +207,7 @@ def upscale_path(
 
 
 def _check_options(tile: int, tile_pad: int) -> None:
-    if not (isinstance(tile, int) and isinstance(tile_pad, int)) or tile < 0 or tile_pad < 0:
+    if not (isinstance(tile, numbers.Integral) and isinstance(tile_pad, numbers.Integral)) or tile < 0 or tile_pad < 0:
         raise InputError(f"tile and tile_pad are whole pixels, 0 or more, got {tile!r} and {tile_pad!r}")
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from kernel_checks import LAYOUTS, assert_twice_rule, feature_map, weight
+from kernel_checks import LAYOUTS, assert_twice_rule, feature_map, results, weight
 from torch import Tensor, nn
 
 import fastsr
@@ -83,8 +83,26 @@ def test_twice_rule(cpu_isa: str, case: int) -> None:
 
 
 def test_gradients(cpu_isa: str) -> None:
-    """Those of its parts, one behind the other; each part has tests of its own at all sizes."""
     assert_twice_rule(block, inputs(*SHAPES[0]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", range(len(SHAPES)))
+def test_gradients_are_those_of_the_operators(case: int, layout: str) -> None:
+    """Called by themselves; each is held to the rule at all sizes in tests of its own."""
+
+    def operators(x: Tensor, *weights: Tensor) -> Tensor:
+        maps, r = [], x
+        for i in (0, 5, 10):
+            distilled, r = ops.bsconv_stage(r, *weights[i : i + 5])
+            maps.append(distilled)
+        maps.append(ops.bsconv(r, *weights[15:18], activation="gelu"))
+        y = ops.esa(ops.pointwise(maps, *weights[18:20]), BlueprintESAWeights._make(weights[20:38]))
+        return ops.cca_norm(y, x, *weights[38:])
+
+    tensors = inputs(*SHAPES[case], layout=layout)
+    for one, other in zip(results(block, tensors, "cpu"), results(operators, tensors, "cpu"), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("case", range(len(SHAPES)))

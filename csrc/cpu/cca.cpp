@@ -2,12 +2,6 @@
 #include "cca.h"
 
 namespace fastsr::cpu::cca {
-namespace {
-
-constexpr int64_t kStrip = kCcaStrip;
-
-}  // namespace
-
 Shape check(const Tensor& x, const Tensor& du0_weight, const Tensor& du0_bias, const Tensor& du2_weight,
             const Tensor& du2_bias, const std::optional<Tensor>& norm_weight) {
   check_feature_map(kOp, x, "x");
@@ -37,8 +31,8 @@ void Moments::add_row(const MapReader& x, int64_t n, int64_t part, int64_t h) {
   double* at = partial_.data() + range * 2 * s_.c;
   ChannelMoments m{count_[range], at, at + s_.c};
   struct Scratch;
-  float* memory = thread_scratch<float, Scratch>(x.scratch(kStrip));
-  over_strips(s_.w, kStrip, [&](int64_t w, int64_t pixels) {
+  float* memory = thread_scratch<float, Scratch>(x.scratch(kCcaStrip));
+  over_strips(s_.w, kCcaStrip, [&](int64_t w, int64_t pixels) {
     const FloatRow row = x.row(n, h, w, pixels, memory);
     kernels().cca_norm.moments(row.data, row.stride, pixels, s_.c, m);
   });
@@ -105,12 +99,12 @@ void apply(const Shape& s, const Parameters& p, const double* moments, const Map
   const std::vector<std::vector<float>> scales = attention.scales(s, moments);
   const std::vector<float> weight = p.norm_weight ? to_floats(*p.norm_weight) : std::vector<float>();
   const std::vector<float> bias = p.norm_bias ? to_floats(*p.norm_bias) : std::vector<float>();
-  const int64_t scratch = x.scratch(kStrip);
+  const int64_t scratch = x.scratch(kCcaStrip);
   struct Scratch;
   parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
     float* memory = thread_scratch<float, Scratch>(3 * scratch);
     for (int64_t i = first; i < last; ++i)
-      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+      over_strips(s.w, kCcaStrip, [&](int64_t w, int64_t pixels) {
         const int64_t n = i / s.h, h = i % s.h;
         Sections sections(memory);
         const FloatRow row = x.row(n, h, w, pixels, sections.take(scratch));

@@ -12,8 +12,6 @@
 namespace fastsr::cpu::cca {
 namespace {
 
-constexpr int64_t kStrip = kCcaStrip;
-
 // Fills y and returns the statistics.
 Tensor forward(const Tensor& x, const Tensor& shortcut, const Parameters& p, const MapWriter& y) {
   const Shape s = check(x, shortcut, p);
@@ -121,13 +119,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
   const std::vector<float> weight = norm_weight ? to_floats(*norm_weight) : std::vector<float>();
 
   struct Scratch;
-  const int64_t parts = s.parts(), strip = x_map.scratch(kStrip);
+  const int64_t parts = s.parts(), strip = x_map.scratch(kCcaStrip);
   std::vector<float> partial(s.n * parts * 3 * s.c, 0.f);
   over_parts(s, [&](int64_t n, int64_t part, int64_t first, int64_t last) {
     float* memory = thread_scratch<float, Scratch>(3 * strip);
     float* sums = partial.data() + (n * parts + part) * 3 * s.c;
     for (int64_t h = first; h < last; ++h)
-      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+      over_strips(s.w, kCcaStrip, [&](int64_t w, int64_t pixels) {
         Sections sections(memory);
         const FloatRow xr = x_map.row(n, h, w, pixels, sections.take(strip));
         const FloatRow gr = grad_map.row(n, h, w, pixels, sections.take(strip));
@@ -153,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
   parallel_rows(s.n * s.h, s.w, [&](int64_t first, int64_t last) {
     float* memory = thread_scratch<float, Scratch>(3 * strip);
     for (int64_t i = first; i < last; ++i)
-      over_strips(s.w, kStrip, [&](int64_t w, int64_t pixels) {
+      over_strips(s.w, kCcaStrip, [&](int64_t w, int64_t pixels) {
         const int64_t n = i / s.h, h = i % s.h;
         Sections sections(memory);
         const FloatRow xr = x_map.row(n, h, w, pixels, sections.take(strip));

@@ -90,21 +90,28 @@ class _DistillationBlock(Packing):
         self.cca = CCA(num_feat)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._by_parts(x, self._fuses(x))
+
+    def _by_parts(self, x: Tensor, fuses: bool) -> Tensor:
         d1, r1 = self.c1_r.stage(x, self.c1_d)
         d2, r2 = self.c2_r.stage(r1, self.c2_d)
         d3, r3 = self.c3_r.stage(r2, self.c3_d)
-        y, reduced = self._condense((d1, d2, d3), r3, self._fuses(x))
-        if _is_free(self.esa) and _is_free(self.cca):
+        y, reduced = self._condense((d1, d2, d3), r3, fuses)
+        if fuses or self._attends_freely():
             return self.cca.behind(self.esa, y, x, self.pixel_norm, reduced)
         overwrite = _may_overwrite(self.esa)
         y = self.esa(y, **overwrite)
         return self.cca(y, x, self.pixel_norm, **(overwrite and _may_overwrite(self.cca)))
 
+    def _attends_freely(self) -> bool:
+        """Whether the calls of both attentions may be replaced."""
+        return _is_free(self.esa) and _is_free(self.cca)
+
     def _fuses(self, x: Tensor) -> bool:
         """Whether the parts behind the stages become fewer operators: on a GPU, in inference, without hooks."""
         if not (ops.fuses_on_cuda("esa", x) or ops.fuses_on_triton("esa", x)):
             return False
-        return _is_free(self.esa) and _is_free(self.cca) and not _is_recorded(self)
+        return self._attends_freely() and not _is_recorded(self)
 
     def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
@@ -163,18 +170,23 @@ class ESDB(_DistillationBlock):
         self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
-        if self._fuses(x) or not (all(map(_is_plain, convs)) and _is_free(self.esa) and _is_free(self.cca)):
-            return super().forward(x)
+        fuses = self._fuses(x)
+        if fuses or not (all(map(_is_plain, self._convs())) and self._attends_freely()):
+            return self._by_parts(x, fuses)
         weights, settings = self.looked_up() or self._arguments()
         return ops.blueprint_block(x, *weights, **settings)
 
+    def _convs(self) -> tuple[BSConvU, ...]:
+        return self.c1_r, self.c2_r, self.c3_r, self.c4
+
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Those of `fastsr.ops.blueprint_block` behind x."""
-        stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d))
-        convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
+        convs, distils = self._convs(), (self.c1_d, self.c2_d, self.c3_d)
         weights = [
-            [(distil.weight, conv_bias(distil), *conv.weights()) for conv, distil in stages],
+            [
+                (distil.weight, conv_bias(distil), *conv.weights())
+                for conv, distil in zip(convs, distils, strict=False)  # the last one distils nothing
+            ],
             self.c4.weights(),
             self.c5.weight,
             conv_bias(self.c5),
