@@ -11,8 +11,6 @@
 namespace fastsr::cpu::esa {
 namespace {
 
-constexpr int64_t kStrip = 48;
-
 using Gradients = std::vector<Tensor>;  // in the order of the operator's weights
 
 // Writes a gradient from sums [columns of the input][f or more of the output], weight [K, C, 1, 1].

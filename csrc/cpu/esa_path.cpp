@@ -113,7 +113,6 @@ void gate_input(const Weights& weights, const Path& path, const Enlargement& to,
 }
 
 void Gate::row(const MapReader& x, int64_t n, int64_t h, const MapWriter& y) const {
-  constexpr int64_t kStrip = 32;  // what belongs to a strip stays in the first-level cache
   const int64_t columns = padded_channels(w_.c), low = path_.low().row_stride();
   struct Scratch;
   Sections sections(thread_scratch<float, Scratch>(low + kStrip * (w_.f + 3 * columns)));
