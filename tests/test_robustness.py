@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import assert_twice_rule, results
+from kernel_checks import LAYOUTS, assert_twice_rule, results
 from operator_cases import BUILDERS, Case, build
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsr
 from fastsr import _dispatch, ops
@@ -33,6 +34,22 @@ def operator_of(name: str) -> str:
 
 def test_every_operator_has_a_case() -> None:
     assert {operator_of(name) for name in BUILDERS} == set(_dispatch.OPERATORS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_results_lie_in_memory_as_a_convolution_s_do(name: str, layout: str) -> None:
+    """Also of slices: foreign code calls `.view` on what an NCHW map became."""
+    case = build(name, (2, 8, 21, 19), layout)
+    x = case.tensors[case.maps[0]]
+    convolved = torch.nn.functional.conv2d(x, torch.ones(4, 8, 1, 1))
+    formats = [f for f in (torch.contiguous_format, torch.channels_last) if convolved.is_contiguous(memory_format=f)]
+    results_of = {"kernel": case.function(*case.tensors.values())}
+    with FakeTensorMode() as mode:
+        results_of["fake"] = case.function(*map(mode.from_tensor, case.tensors.values()))
+    for out in results_of.values():
+        for y in out if isinstance(out, tuple) else (out,):
+            assert [y.is_contiguous(memory_format=f) for f in formats] == [True]
 
 
 def run(name: str, shape: tuple[int, int, int, int], layout: str = "nhwc") -> list[Tensor]:

@@ -153,12 +153,21 @@ def may_overwrite(op: str, *tensors: Tensor | None) -> bool:
 
 
 def output_format(x: Tensor) -> torch.memory_format:
-    """The memory format of an operator's output: NCHW for an NCHW input, otherwise channels last.
+    """The memory format of an operator's output, as PyTorch's convolutions choose theirs: channels last or NCHW like x.
 
-    A map that is both (one channel, or one pixel) counts as channels last. csrc/cpu/layout.h has the same rule.
+    A slice has that of the map it is from. What is both (one channel, or one pixel) counts as channels last, and so
+    does an empty map. csrc/format.h has the same rule.
     """
-    nhwc = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.contiguous_format if x.is_contiguous() and not nhwc else torch.channels_last
+    if x.numel() == 0 or x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    before = 1
+    for d in (1, 3, 2):
+        if x.shape[d] == 1:
+            continue
+        if x.stride(d) < before:
+            return torch.contiguous_format
+        before = x.stride(d)
+    return torch.channels_last
 
 
 def empty_map(x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> Tensor:
