@@ -41,17 +41,7 @@ Tensor alk_conv_pack(const Tensor& pw, const Tensor& l1w, const Tensor& l1b, con
   const AlkWeightTensors w{pw, l1w, l1b, l2w, l2b, sw, sb, nw, nb};
   const Tensor *dw = d_weight ? &*d_weight : nullptr, *db = d_bias ? &*d_bias : nullptr;
   STD_TORCH_CHECK((dw == nullptr) == (db == nullptr), kOp, ": only one of d_weight and d_bias is given; pass both");
-  STD_TORCH_CHECK(pw.dim() == 4, kOp, ": pw_weight has ", pw.dim(), " dimensions; pass [K, C, 1, 1]");
-  check_alk_weights(kOp, pw.size(1), w, kMaxTaps);
-  if (dw) check_distil(kOp, pw.size(1), w, *dw, *db);
-  check_alk_limits(kOp, pw.size(0), 0);
-  check_kernel_dtype(kOp, pw);
-  AlkCall call{};
-  call.dtype = dtype_code(pw.scalar_type());
-  call.k = pw.size(0);
-  call.d = dw ? dw->size(0) : 0;
-  call.taps = l1w.size(2);
-  call.x.size[1] = pw.size(1);
+  AlkCall call = alk_pack_call(kOp, w, dw, db);
   const DeviceGuard guard(pw.get_device_index());
   const Parameters parameters = alk_parameters(kOp, pw, w, dw, db);
   use(call, parameters);

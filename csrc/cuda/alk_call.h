@@ -46,6 +46,23 @@ inline AlkCall alk_call(const char* op, const Tensor& x, const AlkWeightTensors&
   return call;
 }
 
+// What packs the weights, for maps of their own dtype; its parameters are to be set by `use`.
+inline AlkCall alk_pack_call(const char* op, const AlkWeightTensors& w, const Tensor* d_weight, const Tensor* d_bias) {
+  const Tensor& pw = w.pw_weight;
+  STD_TORCH_CHECK(pw.dim() == 4, op, ": pw_weight has ", pw.dim(), " dimensions; pass [K, C, 1, 1]");
+  check_alk_weights(op, pw.size(1), w, kMaxTaps);
+  if (d_weight) check_distil(op, pw.size(1), w, *d_weight, *d_bias);
+  check_alk_limits(op, pw.size(0), 0);
+  check_kernel_dtype(op, pw);
+  AlkCall call{};
+  call.dtype = dtype_code(pw.scalar_type());
+  call.k = pw.size(0);
+  call.d = d_weight ? d_weight->size(0) : 0;
+  call.taps = w.lora1_weight.size(2);
+  call.x.size[1] = pw.size(1);
+  return call;
+}
+
 // `packed` must be what `alk_pack` wrote for this call; `from` says who returned it.
 inline void use_packed(const char* op, AlkCall& call, const Tensor& x, const Tensor& packed, const char* from) {
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.is_contiguous() &&

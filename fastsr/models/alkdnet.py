@@ -10,7 +10,9 @@ from fastsr import ops
 from fastsr.errors import InputError
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
+from fastsr.nn.blocks import parts_of
 from fastsr.nn.layers import Fusion, conv3x3, conv_bias, in_autocast_dtype, pack_pointwise
+from fastsr.nn.together import Ready, packed_together
 
 COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
 
@@ -34,14 +36,22 @@ class _BlueprintNet(SuperResolutionNet):
         """Fused deep features [N, num_feat, H, W] of the image."""
         x = in_autocast_dtype(x)
         shallow = y = self.fea_conv(x if self.copies == 1 else cat((x,) * self.copies, 1))
+        blocks = [getattr(self, f"B{i + 1}") for i in range(self.num_block)]
+        *ready, last = self._packed_together(y, [*blocks, self.c2])
         fusion = Fusion(self.c1, "gelu")
-        for i in range(self.num_block):
-            y = getattr(self, f"B{i + 1}")(y)
+        for block, of_block in zip(blocks, ready, strict=True):
+            y = block(y, of_block) if of_block else block(y)
             fusion.add(y)
         if feature_residual and isinstance(self.c2, BSConvU):
             return self.c2(fusion.result(), shortcut=shallow)
-        fused = self.c2(fusion.result())
+        fused = self.c2(fusion.result(), ready=last[0]) if last else self.c2(fusion.result())
         return fused + shallow if feature_residual else fused
+
+    def _packed_together(self, x: Tensor, modules: Sequence[nn.Module]) -> list[list[Ready]]:
+        """What to hand each of these that takes a map like x: its weights, packed by one launch for all of them."""
+        if not ops.fuses_on_cuda("alk_conv", x):
+            return [[] for _ in modules]
+        return packed_together(x, [parts_of(module) for module in modules])
 
     def pack(self) -> None:
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""

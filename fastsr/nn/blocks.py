@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from fastsr.nn.layers import (
     pack_pointwise,
     packed_weights,
 )
+from fastsr.nn.together import Ready, packed_together
 from fastsr.ops._call import records
 from fastsr.reference import Activation
 
@@ -39,7 +41,7 @@ def _is_observed(module: nn.Module) -> bool:
 
 def _is_free(module: nn.Module) -> bool:
     """Whether a call of this part may be replaced: no hook sees what it is given or returns."""
-    known = type(module) in (PlainESA, BlueprintESA, CCA, ALKConv)
+    known = type(module) in (PlainESA, BlueprintESA, CCA, ALKConv, ALKDB)
     return known and not module.__dict__.get("forward") and not _is_observed(module)
 
 
@@ -49,6 +51,16 @@ def _is_plain(conv: nn.Module) -> bool:
     if type(conv) is not BSConvU or own.get("forward") or own.get("stage") or _is_observed(conv):
         return False
     return conv.dw.stride == (1, 1) and conv.dw.padding == (1, 1)
+
+
+def _may_be_ready(conv: ALKConv) -> bool:
+    """Whether it is not packed for good, and what it is called by may be replaced."""
+    return conv.packed is None and _is_free(conv) and not conv.__dict__.get("stage")
+
+
+def parts_of(module: nn.Module) -> list[ops.ALKPart]:
+    """What may be packed before a block or convolution is called, for its `ready`; nothing where a hook would see."""
+    return module.parts() if isinstance(module, (ALKDB, ALKConv)) and _is_free(module) else []
 
 
 def _may_overwrite(module: nn.Module) -> dict[str, bool]:
@@ -92,11 +104,12 @@ class _DistillationBlock(Packing):
     def forward(self, x: Tensor) -> Tensor:
         return self._by_parts(x, self._fuses(x))
 
-    def _by_parts(self, x: Tensor, fuses: bool) -> Tensor:
-        d1, r1 = self.c1_r.stage(x, self.c1_d)
-        d2, r2 = self.c2_r.stage(r1, self.c2_d)
-        d3, r3 = self.c3_r.stage(r2, self.c3_d)
-        y, reduced = self._condense((d1, d2, d3), r3, fuses)
+    def _by_parts(self, x: Tensor, fuses: bool, ready: Sequence[Ready] = ()) -> Tensor:
+        """With `ready` those of the four convolutions."""
+        d1, r1 = self.c1_r.stage(x, self.c1_d, *ready[:1])
+        d2, r2 = self.c2_r.stage(r1, self.c2_d, *ready[1:2])
+        d3, r3 = self.c3_r.stage(r2, self.c3_d, *ready[2:3])
+        y, reduced = self._condense((d1, d2, d3), r3, fuses, *ready[3:])
         if fuses or self._attends_freely():
             return self.cca.behind(self.esa, y, x, self.pixel_norm, reduced)
         overwrite = _may_overwrite(self.esa)
@@ -113,11 +126,14 @@ class _DistillationBlock(Packing):
             return False
         return self._attends_freely() and not _is_recorded(self)
 
-    def _condense(self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool) -> tuple[Tensor, Tensor | None]:
+    def _condense(
+        self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool, ready: Ready | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
         c4 = self.c4
         if fuses and isinstance(c4, ALKConv) and _is_free(c4):
-            return ops.alk_condense(x, maps, c4.weights(), *_reducing(self), eps=c4.norm.eps, packed=self.packed)
+            weights, packed = ready or (c4.weights(), self.packed)
+            return ops.alk_condense(x, maps, weights, *_reducing(self), eps=c4.norm.eps, packed=packed)
         maps = (*maps, c4(x, activation="gelu"))
         if fuses:
             return ops.pointwise_reduce(maps, *_reducing(self), packed=None if isinstance(c4, ALKConv) else self.packed)
@@ -154,6 +170,25 @@ class ALKDB(_DistillationBlock):
         self.c3_r = ALKConv(num_feat, num_feat, lk_size)
         self.c4 = ALKConv(num_feat, num_feat // 2, lk_size)
         self.pixel_norm = PixelNorm(num_feat, eps=1e-5) if pixel_norm else None
+
+    def forward(self, x: Tensor, ready: Sequence[Ready] = ()) -> Tensor:
+        """`ready`: what `packed_together` made of `parts` for x; by itself a block packs its own."""
+        fuses = self._fuses(x)
+        if fuses and not ready:
+            (ready,) = packed_together(x, [self.parts()])
+        return self._by_parts(x, fuses, ready)
+
+    def parts(self) -> list[ops.ALKPart]:
+        """Its convolutions with what stands beside each, in order; nothing unless all may be called otherwise."""
+        if self.packed is not None or not self._attends_freely():
+            return []
+        convs = (self.c1_r, self.c2_r, self.c3_r, self.c4)
+        ready = [conv for conv in convs if isinstance(conv, ALKConv) and _may_be_ready(conv)]
+        if len(ready) < len(convs):
+            return []
+        distils = (self.c1_d, self.c2_d, self.c3_d)
+        beside = [*((distil.weight, conv_bias(distil)) for distil in distils), _reducing(self)]
+        return [(conv.weights(), rest) for conv, rest in zip(ready, beside, strict=True)]
 
 
 class ESDB(_DistillationBlock):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastsr import ops
 from fastsr._export import exporting
 from fastsr.errors import InputError
+from fastsr.nn.together import Ready
 from fastsr.reference import Activation, ALKConvWeights, Residual
 
 
@@ -213,13 +214,18 @@ class ALKConv(Packing):
             self.norm.bias,
         )
 
-    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        return ops.alk_conv(x, self.weights(), eps=self.norm.eps, activation=activation, packed=self.packed)
+    def parts(self) -> list[ops.ALKPart]:
+        """What may be packed for `ready` of `forward`; nothing if it is packed for good."""
+        return [(self.weights(), ())] if self.packed is None else []
 
-    def stage(self, x: Tensor, distil: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, activation: Activation = "none", ready: Ready | None = None) -> Tensor:
+        weights, packed = ready or (self.weights(), self.packed)
+        return ops.alk_conv(x, weights, eps=self.norm.eps, activation=activation, packed=packed)
+
+    def stage(self, x: Tensor, distil: nn.Conv2d, ready: Ready | None = None) -> tuple[Tensor, Tensor]:
         """The distilled GELU(distil(x)) and the refined GELU(self(x) + x), in one operator."""
-        weights = self.weights()
-        return ops.alk_stage(x, distil.weight, conv_bias(distil), weights, eps=self.norm.eps, packed=self.packed)
+        weights, packed = ready or (self.weights(), self.packed)
+        return ops.alk_stage(x, distil.weight, conv_bias(distil), weights, eps=self.norm.eps, packed=packed)
 
     def pack(self, distil: nn.Conv2d | None = None) -> None:
         """Pack the weights for `forward`, or with `distil` for `stage`; later changes of them have no effect."""

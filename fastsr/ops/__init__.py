@@ -4,6 +4,7 @@ from fastsr.ops._define import fuses_on_cuda, fuses_on_triton, output_format
 from fastsr.ops.alk_condense import alk_condense, pack_alk_condense
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
+from fastsr.ops.alk_together import ALKPart, pack_alk_together
 from fastsr.ops.blueprint_block import blueprint_block
 from fastsr.ops.bsconv import bsconv, pack_bsconv
 from fastsr.ops.bsconv_stage import bsconv_stage
@@ -22,6 +23,7 @@ from fastsr.reference import ALKConvWeights, BlueprintESAWeights, PlainESAWeight
 
 __all__ = [
     "ALKConvWeights",
+    "ALKPart",
     "BlueprintESAWeights",
     "PlainESAWeights",
     "alk_condense",
@@ -43,6 +45,7 @@ __all__ = [
     "output_format",
     "pack_alk_condense",
     "pack_alk_conv",
+    "pack_alk_together",
     "pack_bsconv",
     "pack_conv3x3_gelu",
     "pack_esa",

@@ -13,23 +13,8 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda
+from fastsr.ops._alk_packed import packed_bytes
 from fastsr.ops._define import define
-
-
-def _blocks(channels: int) -> int:
-    return (channels + 31) // 32
-
-
-def packed_bytes(x: Tensor, d: int, k: int, taps: int) -> int:
-    """Size of the packed weights from maps like x to `d` distilled and `k` channels (csrc/cuda/alk_launch.cuh)."""
-    c, side = x.shape[1], max(24, (taps + 6) // 8 * 8 + 16)
-    if x.dtype == torch.float32:  # for FMA, and for TF32
-        orders = [(1024, (2 * (side - 15) + 12) // 4 * 4), (1024, 2 * side + 72)]
-    else:
-        orders = [(512, (side // 8 * 2 + 8) // 4 * 128)]
-    products = (k + 63) // 64 * 2 * _blocks(c) + _blocks(d) * _blocks(c) + _blocks(c) * _blocks((k + 7) // 8 * 8 + d)
-    vectors = 32 * (5 * _blocks(k) + _blocks(d))
-    return 4 * sum(product * products + 2 * k * taps_of_channel + vectors for product, taps_of_channel in orders)
 
 
 def define_kept(
@@ -51,7 +36,7 @@ def define_kept(
     def fake_kept(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         d = 0 if single else rest[0].shape[0]
         pw_weight, lora1_weight = rest[:2] if single else rest[2:4]
-        size = packed_bytes(x, d, pw_weight.shape[0], lora1_weight.shape[2])
+        size = packed_bytes(x.dtype, x.shape[1], pw_weight.shape[0], lora1_weight.shape[2], d, keeps=True)
         return (*maps_of(x, *rest), torch.empty(size, dtype=torch.uint8, device=x.device))
 
     def fake_kept_backward(*args: Any) -> tuple[Tensor, ...]:

@@ -50,10 +50,35 @@ _cuda.define_fusion("alk_condense", _SCHEMA)
 _cuda.define_fusion("alk_condense_packed", _PACKED)
 
 
-def _fits(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> bool:
+def fits_condense(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> bool:
+    """Whether the kernel takes weights of these sizes."""
     taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
     outputs, inner = c5_weight.shape[0], conv1_weight.shape[0]
     return taps <= MAX_TAPS and channels <= MAX_FROM and outputs <= MAX_TO and inner <= MAX_REDUCED
+
+
+def check_condense_weights(
+    op: str,
+    x: Tensor,
+    weights: ALKConvWeights,
+    c5_weight: Tensor,
+    c5_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    *,
+    distilled: int | None = None,
+) -> None:
+    """The weights must fit one another, `x` and maps of `distilled` channels, by default of any number."""
+    check_weights(op, x, weights)
+    channels = weights.pw_weight.shape[0]
+    if distilled is None:
+        _checks.weight(op, x, c5_weight, "c5_weight", (None, None, 1, 1))
+        distilled = max(1, (c5_weight.shape[1] - channels) // DISTILLED)
+    _checks.weight(op, x, c5_weight, "c5_weight", (None, DISTILLED * distilled + channels, 1, 1))
+    outputs = c5_weight.shape[0]
+    _checks.weight(op, x, c5_bias, "c5_bias", (outputs,))
+    _checks.weight(op, x, conv1_weight, "conv1_weight", (None, outputs, 1, 1))
+    _checks.weight(op, x, conv1_bias, "conv1_bias", (conv1_weight.shape[0],))
 
 
 def _fuses(x: Tensor, maps: Sequence[Tensor], weights: ALKConvWeights, rest: tuple[Tensor, ...]) -> bool:
@@ -61,9 +86,9 @@ def _fuses(x: Tensor, maps: Sequence[Tensor], weights: ALKConvWeights, rest: tup
     tensors = isinstance(maps, (list, tuple)) and all(isinstance(t, Tensor) for t in (*maps, *rest))
     if not tensors or not isinstance(weights, ALKConvWeights) or len(maps) != DISTILLED:
         return False
-    if any(d.shape != maps[0].shape or d.dtype != x.dtype for d in maps) or not _fits(weights, rest[0], rest[2]):
+    if any(d.shape != maps[0].shape or d.dtype != x.dtype for d in maps):
         return False
-    return fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
+    return fits_condense(weights, rest[0], rest[2]) and fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
 
 
 def pack_alk_condense(
@@ -76,7 +101,7 @@ def pack_alk_condense(
         changes of the weights do not reach it.
     """
     with torch.no_grad():
-        if not _fits(weights, c5_weight, conv1_weight) or not fuses_on_cuda("alk_conv", weights.pw_weight):
+        if not fits_condense(weights, c5_weight, conv1_weight) or not fuses_on_cuda("alk_conv", weights.pw_weight):
             return None
         packed: Tensor = torch.ops.fastsr.alk_condense_pack(*weights, c5_weight, c5_bias, conv1_weight, conv1_bias)
         return packed
@@ -128,10 +153,5 @@ def alk_condense(
     if packed is not None and packed.device == x.device and c5_weight.dtype == x.dtype:
         run = torch.ops.fastsr.alk_condense_packed
         return run(x, list(maps), packed, channels, taps, outputs, inner, eps)
-    check_weights("alk_condense", x, weights)
-    width = DISTILLED * maps[0].shape[1] + channels
-    _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, width, 1, 1))
-    _checks.weight("alk_condense", x, c5_bias, "c5_bias", (outputs,))
-    _checks.weight("alk_condense", x, conv1_weight, "conv1_weight", (None, outputs, 1, 1))
-    _checks.weight("alk_condense", x, conv1_bias, "conv1_bias", (inner,))
+    check_condense_weights("alk_condense", x, weights, *rest, distilled=maps[0].shape[1])
     return torch.ops.fastsr.alk_condense(x, list(maps), *weights, *rest, eps)

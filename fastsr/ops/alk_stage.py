@@ -57,6 +57,18 @@ register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
 _cuda.limit("alk_stage", lambda *args: fits_cuda(*args[-10:-8]))  # the first of the convolution's, in both directions
 
 
+def check_stage_weights(op: str, x: Tensor, weights: ALKConvWeights, d_weight: Tensor, d_bias: Tensor) -> None:
+    """The weights must fit one another and `x`."""
+    check_weights(op, x, weights)
+    if weights.pw_weight.shape[0] != x.shape[1]:
+        raise InputError(
+            f"{op}: pw_weight gives {weights.pw_weight.shape[0]} channels; pass {x.shape[1]}, the channels of "
+            "x, which is added to them"
+        )
+    _checks.weight(op, x, d_weight, "d_weight", (None, x.shape[1], 1, 1))
+    _checks.weight(op, x, d_bias, "d_bias", (d_weight.shape[0],))
+
+
 def alk_stage(
     x: Tensor,
     d_weight: Tensor,
@@ -86,14 +98,7 @@ def alk_stage(
     if packed is not None and takes_packed("alk_stage", packed, x, d_weight, d_bias, *weights):
         distilled, taps = d_weight.shape[0], weights.lora1_weight.shape[2]
         return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, taps, eps)
-    check_weights("alk_stage", x, weights)
-    if weights.pw_weight.shape[0] != x.shape[1]:
-        raise InputError(
-            f"alk_stage: pw_weight gives {weights.pw_weight.shape[0]} channels; pass {x.shape[1]}, the channels of "
-            "x, which is added to them"
-        )
-    _checks.weight("alk_stage", x, d_weight, "d_weight", (None, x.shape[1], 1, 1))
-    _checks.weight("alk_stage", x, d_bias, "d_bias", (d_weight.shape[0],))
+    check_stage_weights("alk_stage", x, weights, d_weight, d_bias)
     backend = backend_of("alk_stage", x, weights)
     if backend == "reference":
         return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)

@@ -1,5 +1,6 @@
 // A program for AddressSanitizer, as sanitized.cpp: the operators around the ALK stage.
 #include "alk_condense_forward.cu"
+#include "alk_together.cu"
 #include "cca_norm_backward.cu"
 #include "cca_norm_forward.cu"
 #include "esa_backward.cu"
@@ -132,22 +133,42 @@ void esa_cca(int64_t dtype, int64_t more_rows, int64_t tf32) {
   run(m, call, esa_cca_forward_workspace(call), esa_cca_forward);
 }
 
-void alk_condense(int64_t dtype, int64_t more_rows, int64_t tf32) {
+// Without maps.
+AlkCondenseCall condense_call(Memory& m) {
   constexpr int64_t c = 20, k = 12, d = 9, outputs = 20, inner = 12, taps = 9;
   constexpr int64_t sizes[9] = {k * c, k * taps, k, k * taps, k, k * 9, k, k, k};
-  Memory m(dtype);
   AlkCondenseCall call{};
-  call.alk.dtype = call.alk.parameter_dtype = dtype;
-  call.alk.tf32 = tf32;
+  call.alk.dtype = call.alk.parameter_dtype = m.dtype;
   call.alk.k = k, call.alk.taps = taps, call.alk.activation = 1, call.alk.eps = 1e-6;
   for (int i = 0; i < 9; ++i) call.alk.parameters[2 + i] = m.elements(sizes[i]);
-  call.alk.x = m.map(c, more_rows);
+  call.alk.x.size[1] = c;
   call.d = d, call.outputs = outputs, call.inner = inner;
   const int64_t rest[4] = {outputs * (3 * d + k), outputs, inner * outputs, inner};
   for (int i = 0; i < 4; ++i) call.parameters[i] = m.elements(rest[i]);
-  for (TensorView& map : call.maps) map = m.map(d, more_rows);
-  call.y = m.map(outputs, more_rows), call.reduced = m.map(16, more_rows);
+  return call;
+}
+
+void alk_condense(int64_t dtype, int64_t more_rows, int64_t tf32) {
+  Memory m(dtype);
+  AlkCondenseCall call = condense_call(m);
+  call.alk.tf32 = tf32;
+  call.alk.x = m.map(call.alk.x.size[1], more_rows);
+  for (TensorView& map : call.maps) map = m.map(call.d, more_rows);
+  call.y = m.map(call.outputs, more_rows), call.reduced = m.map(16, more_rows);
   run(m, call, alk_condense_forward_workspace(call), alk_condense_forward);
+}
+
+// One part more than a launch takes, with weights of alk_condense and without.
+void alk_together(int64_t dtype) {
+  Memory m(dtype);
+  std::vector<AlkPart> parts;
+  for (int i = 0; i <= kMostTogether; ++i) {
+    AlkPart& part = parts.emplace_back(condense_call(m));
+    if (i % 2) part.outputs = 0;
+    part.workspace = m.bytes(alk_part_bytes(part));
+  }
+  const cudaError_t error = alk_pack_together(parts.data(), static_cast<int64_t>(parts.size()), nullptr);
+  if (error) std::puts(error), std::exit(2);
 }
 
 void pixel_norm(int64_t dtype, int64_t more_rows) {
@@ -177,6 +198,7 @@ int main(int count, char**) {
     esa(dtype, count > 1, 0);
     esa_cca(dtype, count > 1, 0);
     alk_condense(dtype, count > 1, 0);
+    alk_together(dtype);
     pixel_norm(dtype, count > 1);
   }
   std::puts("clean");

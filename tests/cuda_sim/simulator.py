@@ -96,6 +96,7 @@ def kernels_on_cpu() -> Iterator[None]:
     """Within it, fastsr.backend("cuda") takes CPU tensors, and the operators' CPU key runs the simulated kernels."""
     import simulated_alk  # which import this module
     import simulated_alk_condense
+    import simulated_alk_together
     import simulated_bsconv
     import simulated_cca_norm
     import simulated_conv3x3
@@ -112,6 +113,7 @@ def kernels_on_cpu() -> Iterator[None]:
     modules = (
         simulated_alk,
         simulated_alk_condense,
+        simulated_alk_together,
         simulated_bsconv,
         simulated_cca_norm,
         simulated_conv3x3,

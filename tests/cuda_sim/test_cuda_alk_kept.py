@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastsr
 from fastsr.errors import InputError
-from fastsr.ops._alk_kept import packed_bytes
+from fastsr.ops._alk_packed import packed_bytes
 
 pytestmark = pytest.mark.usefixtures("cuda_kernels")
 
@@ -72,7 +72,7 @@ def test_their_size_is_known_without_the_kernels(dtype: torch.dtype, taps: int) 
                 *_, packed = OPERATORS.alk_stage_kept(*on_device(stage_inputs((0, c, 1, 1), d, taps, dtype)), 1e-6)
             else:
                 _, packed = OPERATORS.alk_conv_kept(*on_device(conv_inputs((0, c, 1, 1), k, taps, dtype)), 1e-6, 0)
-        assert packed.numel() == packed_bytes(torch.empty(0, c, 1, 1, dtype=dtype), d, k, taps)
+        assert packed.numel() == packed_bytes(dtype, c, k, taps, d, keeps=True)
 
 
 @simulated_only

@@ -92,10 +92,12 @@ def test_rlfn() -> None:
 
 @simulated_only
 def test_alkdnet() -> None:
-    """Eight blocks, the head, the trunk's 1x1 and its packing, c2, the shallow features' addition, the tail."""
+    """Eight blocks, the head, the trunk's 1x1 and its packing, c2, the shallow features' addition, the tail.
+
+    Where it is not frozen, one for packing all of the blocks' and c2's weights, and one for concatenating images.
+    """
     net = network("alkdnet")
-    assert launches(frozen(net)) == 62 <= 64
-    assert launches(net) == 96
+    assert (launches(frozen(net)), launches(net)) == (62, 64)
 
 
 @simulated_only
@@ -112,7 +114,7 @@ def test_bsrn() -> None:
 def test_blocks() -> None:
     """Three stages, the condensation, the small map, the gate, the attention; packing where it is not frozen."""
     block = ALKDB(16, esa_channels=8).requires_grad_(False)
-    assert launches(block, 16) == 3 * 2 + 2 + 3
+    assert launches(block, 16) == 1 + 7
     with fastsr.backend("cuda"):
         block.pack()
     assert launches(block, 16) == 7

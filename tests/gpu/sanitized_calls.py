@@ -18,8 +18,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from kernel_checks import float32_precision, moved, results
 from operator_cases import BUILDERS, MORE, build
+from torch import Tensor
 
 import fastsr
+from fastsr import ops
+from fastsr.nn import ALKDB
 
 SHAPE = (1, 20, 19, 21)
 KINDS = ((torch.float16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
@@ -39,6 +42,22 @@ def network(name: str, device: str) -> Callable[[], None]:
     return run
 
 
+def condensation(dtype: torch.dtype, device: str) -> Callable[[], None]:
+    """Of a block that does not hand over packed weights."""
+
+    def run() -> None:
+        block = ALKDB(SHAPE[1], esa_channels=12).to(device, dtype).requires_grad_(False)
+        weights, rest = block.parts()[-1]
+
+        def image(channels: int) -> Tensor:
+            return torch.rand(SHAPE[0], channels, *SHAPE[2:], device=device, dtype=dtype)
+
+        with fastsr.backend("cuda"):
+            ops.alk_condense(image(SHAPE[1]), [image(SHAPE[1] // 2) for _ in range(3)], weights, *rest)
+
+    return run
+
+
 def operator(name: str, dtype: torch.dtype, layout: str, device: str) -> Callable[[], None]:
     def run() -> None:
         case = build(name, SHAPE, layout, dtype)
@@ -54,6 +73,8 @@ def calls(device: str) -> Iterator[tuple[str, str, Callable[[], None]]]:
             for layout in ("nhwc", "channel_slice"):
                 label = f"{name} {str(dtype).removeprefix('torch.')} {precision} {layout}"
                 yield label, precision, operator(name, dtype, layout, device)
+        label = f"alk_condense {str(dtype).removeprefix('torch.')} {precision}"
+        yield label, precision, condensation(dtype, device)
         if dtype == torch.float32:
             for name in NETS:
                 yield f"{name} {precision}", precision, network(name, device)

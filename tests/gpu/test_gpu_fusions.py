@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from kernel_checks import assert_graph_replays, assert_twice_rule, feature_map, float32_precision, results, weight
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastsr
 from fastsr import ops
+from fastsr.nn import ALKDB
 from fastsr.ops import ALKConvWeights, BlueprintESAWeights, PlainESAWeights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -127,15 +128,40 @@ def test_graph_replays_on_changed_inputs(case: Callable[..., Case]) -> None:
     assert_graph_replays(*case(SIZES[1], HALF), "cuda")
 
 
-@pytest.mark.parametrize(("name", "most"), [("alkdnet", 64), ("mlrn", 35), ("rlfn", 41), ("bsrn", 71)])
-def test_launches_of_a_frozen_network(name: str, most: int) -> None:
-    """As the simulator counts them, and two for the image's layout."""
-    net = fastsr.freeze(fastsr.create_model(name, scale=2).cuda(), HALF)
+def kernels_of(net: nn.Module) -> int:
     x = torch.rand(1, 3, 96, 128, device="cuda", dtype=HALF)
     with torch.no_grad(), fastsr.backend("cuda"):
         net(x)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             net(x)
             torch.cuda.synchronize()
-    kernels = [e for e in profile.events() if "Mem" not in e.name and e.device_type == torch.autograd.DeviceType.CUDA]
-    assert 0 < len(kernels) <= most
+    return sum("Mem" not in e.name and e.device_type == torch.autograd.DeviceType.CUDA for e in profile.events())
+
+
+@pytest.mark.parametrize(("name", "most"), [("alkdnet", 64), ("mlrn", 35), ("rlfn", 41), ("bsrn", 71)])
+def test_launches_of_a_frozen_network(name: str, most: int) -> None:
+    """As the simulator counts them, and two for the image's layout."""
+    net = fastsr.freeze(fastsr.create_model(name, scale=2).cuda(), HALF)
+    assert 0 < kernels_of(net) <= most
+
+
+def test_launches_of_alkdnet_that_is_not_frozen() -> None:
+    """The same: one launch packs all weights."""
+    assert 0 < kernels_of(fastsr.create_model("alkdnet", scale=2).cuda().half().eval()) <= 66
+
+
+def test_parts_that_cannot_be_packed_together_are_refused() -> None:
+    parts = [[*given, *beside] for given, beside in ALKDB().cuda().parts()]
+    pack, stage, last = torch.ops.fastsr.alk_pack_together, parts[0], parts[-1]
+    with torch.no_grad():
+        assert [packed.dtype for packed in pack([*stage, *last], [11, 13])] == [torch.uint8] * 2
+        with pytest.raises(RuntimeError, match="a part has 10 tensors; pass 9, 11 or 13"):
+            pack(stage[:10], [10])
+        with pytest.raises(RuntimeError, match="there are 11 weights; pass as many as counts say, 24"):
+            pack(stage, [11, 13])
+        with pytest.raises(RuntimeError, match="parts differ in dtype"):
+            pack([*stage, *(t.half() for t in last)], [11, 13])
+        with pytest.raises(RuntimeError, match="a weight is not on the device of x"):
+            pack([*stage[:10], stage[10].cpu()], [11])
+        with pytest.raises(RuntimeError, match="d_weight has extent"):
+            pack([*stage[:9], stage[9][:, :20], stage[10]], [11])
