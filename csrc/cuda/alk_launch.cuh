@@ -30,6 +30,8 @@ inline AlkShape alk_shape(const AlkCall& call) {
 template <class T>
 Map<T> scratch_map(void* data, const AlkShape& s, int channels) {
   const int64_t w_stride = padded_to_eight(channels), h_stride = w_stride * s.w;
+  const int64_t images = s.tiles ? s.tiles / (s.tiles_x * s.tiles_y) : 0;
+  note_map(data, images * h_stride * s.h * static_cast<int64_t>(sizeof(T)));
   return {static_cast<T*>(data), h_stride * s.h, 1, h_stride, w_stride, channels, 1};
 }
 

@@ -19,7 +19,7 @@ cudaError_t conv_mix_reduce_forward(const ConvMixReduceCall& call, cudaStream_t 
       return Parameter{call.parameters[i], static_cast<int>(call.mix.parameter_dtype)};
     };
     a.conv1 = parameter(0), a.conv1_bias = parameter(1);
-    a.reduced = static_cast<T*>(call.reduced.data), a.inner = static_cast<int>(call.inner);
+    a.reduced = pixel_map<T>(call.reduced).data, a.inner = static_cast<int>(call.inner);
     return launch(conv_mix_kernel<T, true>, resident_blocks(a.tiles.count, 2), kMixThreads, kShared, stream, a);
   });
 }

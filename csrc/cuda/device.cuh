@@ -201,6 +201,9 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
 
 // ---- launch
 
+// Tells the simulator, which counts the accesses of maps, where one lies.
+inline void note_map(const void*, int64_t) {}
+
 // Of the current device.
 inline int multiprocessors() {
   int device = 0, count = 1;

@@ -174,8 +174,9 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   a.wf = words(pack.at.wf), a.w4 = words(pack.at.w4), a.bf = floats(at.packed) + pack.at.bf;
   a.b4 = floats(at.packed) + pack.at.b4, a.small = floats(at.packed) + pack.at.small;
   a.w1t = words(pack.at.w1t), a.w2t = words(pack.at.w2t), a.wft = words(pack.at.wft), a.w4t = words(pack.at.w4t);
-  a.c1 = c1_within_margin<T>(workspace + at.maps.c1, s), a.out = floats(at.maps.out);
-  a.q = floats(at.q), a.m = floats(at.m), a.index = reinterpret_cast<int*>(workspace + at.index);
+  a.c1 = c1_within_margin<T>(workspace + at.maps.c1, s), a.out = esa_small_maps(workspace + at.maps.out, s);
+  a.q = esa_small_maps(workspace + at.q, s, 2), a.m = esa_small_maps(workspace + at.m, s);
+  a.index = reinterpret_cast<int*>(workspace + at.index);
   if (failed(launch(esa_pack_kernel<T>, (pack.at.end + pack.border_words + kProductThreads - 1) / kProductThreads,
                     kProductThreads, 0, stream, pack)))
     return error;
@@ -193,7 +194,7 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   float* rows = floats(at.sums);
   a.parts = sums.parts;
   const int64_t small = s.n * s.small_h * s.small_w, warps = kProductThreads / 32;
-  float *from = a.out, *to = floats(at.other);  // `out` is of no use any more
+  float *from = a.out, *to = esa_small_maps(workspace + at.other, s);  // `out` is of no use any more
   using S = Stored<T>;
   Esa<S> gathered = esa_of<S>(call);
   gathered.dz = esa_map<S>(workspace + at.dz, s, s.h, s.w);

@@ -63,7 +63,7 @@ cudaError_t forward_as(const EsaCcaCall& call, cudaStream_t stream) {
   EsaMoments<T> m{};
   Esa<T>& a = m.esa;
   a = esa_of<T>(call.esa);
-  a.out = reinterpret_cast<float*>(workspace + at.maps.out);
+  a.out = esa_small_maps(workspace + at.maps.out, a.s);
   if (failed(start_esa_path(call.esa, a, workspace + at.maps.c1, stream))) return error;
   const TensorView gated = scratch_like(call.esa.x, workspace + at.gated, a.s.c, sizeof(T));
   a.y = map_of<T>(gated);

@@ -20,7 +20,7 @@ cudaError_t forward_as(const EsaCall& call, cudaStream_t stream) {
   const EsaMaps at = esa_maps(call, 0, sections);
   char* workspace = static_cast<char*>(call.workspace);
   Esa<T> a = esa_of<T>(call);
-  a.out = reinterpret_cast<float*>(workspace + at.out);
+  a.out = esa_small_maps(workspace + at.out, a.s);
   a.y = map_of<T>(call.y);
   const cudaError_t error = start_esa_path(call, a, workspace + at.c1, stream);
   if (error != cudaSuccess) return error;

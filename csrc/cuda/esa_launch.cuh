@@ -50,9 +50,15 @@ inline EsaWeights esa_weights(const EsaCall& call) {
 template <class T>
 Map<T> esa_map(void* data, const EsaShape& s, int h, int w) {
   const int64_t w_stride = s.wide, h_stride = w_stride * w;
+  note_map(data, s.n * h_stride * h * static_cast<int64_t>(sizeof(T)));
   return {static_cast<T*>(data), h_stride * h, 1, h_stride, w_stride, s.wide, 1};
 }
 inline int64_t esa_cells(const EsaShape& s, int64_t h, int64_t w) { return s.n * h * w * s.wide; }
+// Small maps of float32, one behind the other.
+inline float* esa_small_maps(void* data, const EsaShape& s, int count = 1) {
+  note_map(data, count * esa_cells(s, s.small_h, s.small_w) * static_cast<int64_t>(sizeof(float)));
+  return static_cast<float*>(data);
+}
 
 // Where they lie in the workspace, in bytes; c1, unless the call has it, with `margin` pixels around it.
 struct EsaMaps {

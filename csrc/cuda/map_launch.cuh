@@ -8,6 +8,7 @@ namespace fastsr::cuda {
 
 template <class T>
 Map<T> map_of(const TensorView& v) {
+  note_map(v.data, bytes_of(v, sizeof(T)));
   const auto fits = [&](int64_t step) {
     return v.stride[1] == 1 && reinterpret_cast<uintptr_t>(v.data) % (step * sizeof(T)) == 0 &&
            v.stride[0] % step == 0 && v.stride[2] % step == 0 && v.stride[3] % step == 0;

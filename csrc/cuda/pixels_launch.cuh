@@ -18,6 +18,7 @@ inline Tiles tiles_of(const TensorView& x, int rows) {
 
 template <class T>
 PixelMap<T> pixel_map(const TensorView& v) {
+  note_map(v.data, bytes_of(v, sizeof(T)));
   const auto fits = [&](int64_t vector) {
     return v.stride[1] == 1 && reinterpret_cast<uintptr_t>(v.data) % (vector * sizeof(T)) == 0 &&
            v.size[1] % vector == 0 && v.stride[0] % vector == 0 && v.stride[2] % vector == 0 &&

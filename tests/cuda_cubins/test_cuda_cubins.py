@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from typing import Any
 
 import cuda_cubins
 import pytest
 import sass
+import selections
 
 REGISTERS = 65536
 # Threads, where they are not 256.
@@ -32,12 +32,7 @@ LARGE = re.compile(
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
-    pytest.importorskip("triton", reason="needs the cuobjdump of Triton's package")
-    if not sass.cuobjdump().exists():
-        pytest.skip("needs the cuobjdump of Triton's package, which this one lacks")
+def report(compiler: None) -> dict[str, Any]:
     return cuda_cubins.report()
 
 
@@ -71,6 +66,10 @@ def test_registers_leave_room_for_two_programs(kernels: dict[str, dict[str, Any]
     threads = {k: THREADS.get(re.split("[<(/]", k)[0], 256) for k in kernels}
     most = {k: REGISTERS // threads[k] // (1 if LARGE.search(k) else 2) for k in kernels}
     assert {k: v["registers"] for k, v in kernels.items() if v["registers"] > most[k]} == {}
+
+
+def test_at_most_one_selection_for_an_element(kernels: dict[str, dict[str, Any]]) -> None:
+    assert selections.too_many(kernels) == {}
 
 
 def test_counts_are_those_of_the_baseline(report: dict[str, Any]) -> None:

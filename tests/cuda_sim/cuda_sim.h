@@ -18,25 +18,34 @@
 #include <vector>
 
 #include "sim_barriers.h"
+#include "sim_traffic.h"
 
 #ifndef __x86_64__
 #error "the fibers of the simulator are written for x86-64"
 #endif
 
+#ifdef FASTSR_SIM_TRAFFIC
+#define __global__  // with its name in the library, which the counts are given by
+// The compiler does not report what a call copies from or to memory.
+#define __forceinline__ inline __attribute__((always_inline))
+#else
 #define __global__ static
+#define __forceinline__ inline
+#endif
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define FASTSR_SHARED_MEMORY(name) unsigned char* name = ::sim::state.shared
 
-struct uint2 {
+struct alignas(8) uint2 {
   uint32_t x, y;
+  uint2() = default;
+  uint2(uint32_t first, uint32_t second) : x(first), y(second) {}  // so that {x, y} is stored at once
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
 struct alignas(16) float4 {

@@ -13,6 +13,7 @@ struct Product {
 
 template <class T, int Steps>
 void multiply(Product<Steps>* (&lanes)[32]) {
+  fastsr_traffic_product();
   constexpr int K = 8 * Steps;
   float a[16][K], b[K][8];
   for (int row = 0; row < 16; ++row)
@@ -47,6 +48,7 @@ void mma_k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
 
 // The hardware takes the upper 19 bits of a register: what was not rounded before is cut off.
 inline void multiply_tf32(Product<2>* (&lanes)[32]) {
+  fastsr_traffic_product();
   const auto number = [](uint32_t bits) { return __uint_as_float(bits & 0xffffe000); };
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {

@@ -18,8 +18,8 @@ inline float slow_half_to_float(uint16_t h) {
   return h & 0x8000 ? -f : f;
 }
 
-inline float to_float(float x) { return x; }
-inline float to_float(Half x) {
+__forceinline__ float to_float(float x) { return x; }
+__forceinline__ float to_float(Half x) {
   static const std::vector<float> table = [] {
     std::vector<float> t(65536);
     for (int i = 0; i < 65536; ++i) t[i] = slow_half_to_float(static_cast<uint16_t>(i));
@@ -27,7 +27,7 @@ inline float to_float(Half x) {
   }();
   return table[x.bits];
 }
-inline float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__forceinline__ float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
 inline uint16_t half_bits(float x) {  // rounds to nearest, ties to even
   const uint32_t u = __float_as_uint(x), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
@@ -50,7 +50,7 @@ inline uint32_t to_tf32(float x) {
 }
 
 template <class T>
-T from_float(float x) {
+__forceinline__ T from_float(float x) {
   if constexpr (sizeof(T) == 4)
     return T{x};
   else if constexpr (std::is_same_v<T, Half>)
@@ -77,6 +77,7 @@ void copy_async(void* to, const void* from, bool inside) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   if (reinterpret_cast<uintptr_t>(to) % Bytes || (inside && reinterpret_cast<uintptr_t>(from) % Bytes))
     sim::state.error = "an asynchronous copy that is not aligned";
+  if (inside) fastsr_traffic_load(from, Bytes);
   sim::state.copies[threadIdx.x].push_back({to, inside ? from : nullptr, Bytes});
 }
 inline void wait_for_copies() {
@@ -139,6 +140,7 @@ template <class Arguments>
 cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
                    const Arguments& arguments) {
   if (blocks == 0) return cudaSuccess;
+  fastsr_traffic_launch(reinterpret_cast<const void*>(kernel));
   return sim::launch(blocks, threads, shared_bytes, [&] { kernel(arguments); });
 }
 

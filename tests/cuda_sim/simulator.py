@@ -8,8 +8,8 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ from fastsr import _cuda
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
 FLAGS = ("-std=c++20", "-DFASTSR_CUDA_SIM", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi")
+# The compiler reports accesses as the kernels write them: vectors are not to be taken apart, nor numbers to be joined,
+# which begins at -O2.
+COUNTING = (
+    *("-O1", "-fno-tree-sra", "-c", "-fPIC", "-DFASTSR_SIM_TRAFFIC"),
+    *("-fsanitize=thread", "-fno-threadsafe-statics"),
+)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the codes
 POISON = 0xFF  # a NaN in every format
 
 seed = 0  # of the threads' order; 0 is ascending
 tf32 = False  # whether products of float32 may be of TF32
 launches = 0  # kernels that were started
+count: Callable[[ctypes.CDLL], AbstractContextManager[None]] | None = None  # what they do (traffic_counts.py)
 
 
 def compiler() -> str:
@@ -51,6 +58,11 @@ def build(source: Path, *flags: str, shared: bool = True) -> Path:
     return library
 
 
+def build_counting(source: Path) -> Path:
+    """The shared library of `source` with traffic.cpp, which is told of every access."""
+    return build(HERE / "traffic.cpp", "-O2", str(build(source, *COUNTING, shared=False)))
+
+
 class View(ctypes.Structure):
     """TensorView of view.h."""
 
@@ -65,15 +77,21 @@ def poisoned(x: Tensor) -> Tensor:
     return x.fill_(torch.nan)
 
 
+@cache
+def load(name: str, counting: bool) -> ctypes.CDLL:
+    source = HERE / f"{name}.cpp"
+    return ctypes.CDLL(str(build_counting(source) if counting else build(source, "-O2")))
+
+
 class Library:
     """The launchers of one source file, built at the first call."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    @cached_property
+    @property
     def library(self) -> ctypes.CDLL:
-        return ctypes.CDLL(str(build(HERE / f"{self.name}.cpp", "-O2")))
+        return load(self.name, count is not None)
 
     def run(self, name: str, call: Any) -> None:
         """Call launcher `name`, with a poisoned workspace if it asks for one."""
@@ -82,13 +100,14 @@ class Library:
             size.restype = ctypes.c_int64
             workspace = torch.full((size(ctypes.byref(call)) + 16,), POISON, dtype=torch.uint8)
             call.workspace = (workspace.data_ptr() + 15) // 16 * 16
-        function, count = getattr(self.library, name), self.library.fastsr_sim_launches
-        function.restype, count.restype = ctypes.c_char_p, ctypes.c_int64
-        before = count()
-        error = function(ctypes.byref(call), ctypes.c_uint(seed))
+        function, started = getattr(self.library, name), self.library.fastsr_sim_launches
+        function.restype, started.restype = ctypes.c_char_p, ctypes.c_int64
+        before = started()
+        with nullcontext() if count is None else count(self.library):
+            error = function(ctypes.byref(call), ctypes.c_uint(seed))
         assert error is None, error.decode()
         global launches
-        launches += count() - before
+        launches += started() - before
 
 
 @contextmanager

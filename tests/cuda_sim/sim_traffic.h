@@ -1,0 +1,23 @@
+// Test-only: what a build that counts (FASTSR_SIM_TRAFFIC) tells traffic.cpp; other builds tell nothing. Loads and
+// stores are not among it: those the compiler reports, as it would to ThreadSanitizer.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FASTSR_SIM_TRAFFIC
+extern "C" void fastsr_traffic_map(const void* data, int64_t bytes);
+extern "C" void fastsr_traffic_launch(const void* kernel);
+extern "C" void fastsr_traffic_load(const void* from, int bytes);
+extern "C" void fastsr_traffic_product();
+#else
+inline void fastsr_traffic_map(const void*, int64_t) {}
+inline void fastsr_traffic_launch(const void*) {}
+inline void fastsr_traffic_load(const void*, int) {}
+inline void fastsr_traffic_product() {}
+#endif
+
+namespace fastsr::cuda {
+
+inline void note_map(const void* data, int64_t bytes) { fastsr_traffic_map(data, bytes); }
+
+}  // namespace fastsr::cuda
