@@ -55,7 +55,7 @@ EsaPack<T> pack_of(const EsaCall& call) {
   at.wft = at.w2t + kEsaTaps * of_f;
   at.w4t = at.wft + of_f;
   at.end = at.w4t + of_c;
-  a.border_words = s.n * (2 * (static_cast<int64_t>(s.w) + 2) + 2 * s.h) * s.wide * static_cast<int>(sizeof(T)) / 4;
+  a.border_parts = s.n * (2 * (static_cast<int64_t>(s.w) + 2) + 2 * s.h) * s.wide * static_cast<int>(sizeof(T)) / 16;
   return a;
 }
 
@@ -169,7 +169,7 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   const auto floats = [&](int64_t offset) { return reinterpret_cast<float*>(workspace + offset); };
   EsaPack<T> pack = pack_of<T>(call);
   pack.to = reinterpret_cast<uint32_t*>(workspace + at.packed);
-  pack.border = reinterpret_cast<uint32_t*>(workspace + at.maps.c1);
+  pack.border = reinterpret_cast<uint4*>(workspace + at.maps.c1);
   const auto words = [&](int64_t offset) { return reinterpret_cast<unsigned char*>(pack.to + offset); };
   a.wf = words(pack.at.wf), a.w4 = words(pack.at.w4), a.bf = floats(at.packed) + pack.at.bf;
   a.b4 = floats(at.packed) + pack.at.b4, a.small = floats(at.packed) + pack.at.small;
@@ -177,7 +177,7 @@ cudaError_t backward_as(const EsaCall& call, cudaStream_t stream) {
   a.c1 = c1_within_margin<T>(workspace + at.maps.c1, s), a.out = esa_small_maps(workspace + at.maps.out, s);
   a.q = esa_small_maps(workspace + at.q, s, 2), a.m = esa_small_maps(workspace + at.m, s);
   a.index = reinterpret_cast<int*>(workspace + at.index);
-  if (failed(launch(esa_pack_kernel<T>, (pack.at.end + pack.border_words + kProductThreads - 1) / kProductThreads,
+  if (failed(launch(esa_pack_kernel<T>, (pack.at.end + pack.border_parts + kProductThreads - 1) / kProductThreads,
                     kProductThreads, 0, stream, pack)))
     return error;
   if (failed(start_esa_reduce(a, stream))) return error;

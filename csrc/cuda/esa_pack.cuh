@@ -85,8 +85,8 @@ struct EsaPack {
   EsaWeights w;
   EsaPacked at;
   uint32_t* to;
-  uint32_t* border;  // c1 with a margin of a pixel, which is set to 0
-  int64_t border_words;
+  uint4* border;  // c1 with a margin of a pixel, which is set to 0
+  int64_t border_parts;
   int c, f, wide, layers, h, width;
 };
 
@@ -121,16 +121,16 @@ __global__ void __launch_bounds__(kProductThreads) esa_pack_kernel(const EsaPack
     return;
   }
   i -= a.at.end;
-  if (i >= a.border_words) return;
-  const int pixel_words = a.wide * static_cast<int>(sizeof(T)) / 4;
-  const int64_t around = 2 * (static_cast<int64_t>(a.width) + 2) + 2 * a.h, n = i / pixel_words / around;
-  const int64_t k = i / pixel_words % around, across = a.width + 2;
+  if (i >= a.border_parts) return;
+  const int of_pixel = a.wide * static_cast<int>(sizeof(T)) / 16;
+  const int64_t around = 2 * (static_cast<int64_t>(a.width) + 2) + 2 * a.h, n = i / of_pixel / around;
+  const int64_t k = i / of_pixel % around, across = a.width + 2;
   int64_t y = 0, x = k;  // the first row, the last one, the first and last columns
   if (k >= 2 * across)
     y = 1 + (k - 2 * across) / 2, x = (k - 2 * across) % 2 * (across - 1);
   else if (k >= across)
     y = a.h + 1, x = k - across;
-  a.border[((n * (a.h + 2) + y) * across + x) * pixel_words + i % pixel_words] = 0;
+  a.border[((n * (a.h + 2) + y) * across + x) * of_pixel + i % of_pixel] = make_uint4(0, 0, 0, 0);
 }
 
 }  // namespace fastsr::cuda

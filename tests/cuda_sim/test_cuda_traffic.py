@@ -29,13 +29,12 @@ class Narrow(NamedTuple):
 ODD = "a pixel of 58 or 52 channels is no multiple of 16 bytes: two channels are taken at a time"
 IMAGE = "an image has three channels"
 QUADS = "of the 16 channels that a product is deep a lane holds four, 8 bytes: so conv2 reads c1, and so c1 is written"
-SMALL = "small maps of float32, a 36th of the pixels, number by number; zeros around c1"
+SMALL = "small maps of float32, a 36th of the pixels, number by number"
 NARROW = {
     "esa forward": Narrow(QUADS, {"esa_small_kernel": 0.007}),
     "esa backward": Narrow(
         f"{QUADS}; {SMALL}",
         {
-            "esa_pack_kernel": 0.0,
             "esa_small_kernel": 0.021,
             "esa_small_backward_kernel": 0.0,
             "esa_pool_backward_kernel": 0.667,
@@ -47,7 +46,6 @@ NARROW = {
     "esa of 58 backward": Narrow(
         f"{ODD}; {QUADS}; {SMALL}",
         {
-            "esa_pack_kernel": 0.0,
             "esa_reduce_kernel": 0.065,
             "esa_small_kernel": 0.004,
             "esa_gate_backward_kernel": 0.246,

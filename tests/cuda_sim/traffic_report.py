@@ -1,4 +1,4 @@
-"""Prints shares of 128-bit accesses of maps, by operator, for docs/measuring.md; of ragged tiles beside whole ones."""
+"""Prints shares of 128-bit accesses of maps for docs/adding-a-kernel.md: by operator, of whole and ragged tiles."""
 
 from __future__ import annotations
 
