@@ -28,7 +28,7 @@ constexpr int branch_backward_shared() {
 }
 
 template <class T, int S>
-__global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward_kernel(const AlkBranchBackward<T> a) {
+__global__ void __launch_bounds__(kThreads, S <= 32 ? 2 : 1) alk_branch_backward_kernel(const AlkBranchBackward<T> a) {
   using P = BackwardPlane<T, S>;
   FASTSR_SHARED_MEMORY(memory);
   T* planes = reinterpret_cast<T*>(memory);
@@ -47,20 +47,20 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
       for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
         Eight<T> e = Eight<T>::zeros();
         if (inside) e = a.gv.load(a.gv.at(n, y, x), c);
-        write_pixels<P>(gv_planes, P::kResults, block, e, [&](int channel) { return P::group(channel, group); });
+        write_pixels<P>(gv_planes, P::kResults, block, e, P::group(group));
       });
       __syncthreads();
 #pragma unroll 1
       for (int i = 0; i < P::kPerWarp; ++i) {
         const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
         if (channel >= a.shape.k) break;
-        T *plane = planes + P::first(in_pass), *gv_plane = gv_planes + P::first(in_pass, P::kResults);
+        T *plane = planes + P::of_warp(warp, i), *gv_plane = gv_planes + P::of_warp(warp, i, P::kResults);
         Filters<P> f;
         f.load(a.filters, channel);
         float gv[2][4], grad[3][2][4];  // [half][result], [branch][half][result]
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 pair = pair_at(gv_plane + P::group(in_pass, 8 * i + g) + 2 * t);
+          const float2 pair = pair_at(gv_plane + P::group(8 * i + P::row(g)) + 2 * t);
           gv[i / 2][i % 2 * 2] = pair.x, gv[i / 2][i % 2 * 2 + 1] = pair.y;
         }
 #pragma unroll
@@ -81,9 +81,9 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_branch_backward
         __syncwarp();  // all lanes have read the planes
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          put_results<P>(plane, in_pass, half, grad[0][half]);
-          put_results<P>(plane + kPixels, in_pass, half, grad[1][half]);
-          put_results<P>(gv_plane, in_pass, half, grad[2][half]);
+          put_results<P>(plane, half, grad[0][half]);
+          put_results<P>(plane + kPixels, half, grad[1][half]);
+          put_results<P>(gv_plane, half, grad[2][half]);
         }
       }
       __syncthreads();

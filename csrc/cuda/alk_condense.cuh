@@ -77,7 +77,7 @@ struct AlkCondense {
 // of stack on sm_120.
 template <class P, Gelu Form, class T = typename P::T>
 __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int y0, int x0, T* planes, float2* norm) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int passes = (a.shape.k + P::kChannels - 1) / P::kChannels, padded_k = blocks_of(a.shape.k) * kBlock;
   PixelSums<T> sums;
   sums.start();
@@ -87,7 +87,7 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
     for (int i = 0; i < P::kPerWarp; ++i) {
       const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
       if (channel >= a.shape.k) break;
-      T* plane = planes + P::first(in_pass);
+      T* plane = planes + P::of_warp(warp, i);
       Filters<P> f;
       f.load(a.filters, channel);
       const float b0 = a.vectors[channel], b1 = a.vectors[padded_k + channel], b2 = a.vectors[2 * padded_k + channel];
@@ -106,8 +106,8 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
       }
       ++sums.count;
       __syncwarp();  // all lanes have read the plane
-      put_results<P>(plane, in_pass, 0, v[0]);
-      put_results<P>(plane, in_pass, 1, v[1]);
+      put_results<P>(plane, 0, v[0]);
+      put_results<P>(plane, 1, v[1]);
     }
     __syncthreads();
     if (a.raw || pass + 1 < passes) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
   // The warps' means and deviations meet behind the results in each warp's own planes.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float2* to = reinterpret_cast<float2*>(planes + P::first(warp + i % P::kPerWarp * kWarps) + kPixels);
+    float2* to = reinterpret_cast<float2*>(planes + P::of_warp(warp, i % P::kPerWarp) + kPixels);
     to[i / P::kPerWarp * 32 + lane] = sums.result(i);
   }
   __syncthreads();
@@ -134,7 +134,7 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
     float2 part[kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const T* from = planes + P::first(w + i % P::kPerWarp * kWarps) + kPixels;
+      const T* from = planes + P::of_warp(w, i % P::kPerWarp) + kPixels;
       part[w] = reinterpret_cast<const float2*>(from)[i / P::kPerWarp * 32 + lane];
       mean = fmaf(part[w].x, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), mean);
     }
@@ -145,7 +145,7 @@ __device__ __forceinline__ void make_tile(const AlkForward<T>& a, int64_t n, int
       squares += fmaf(off * off, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), part[w].y);
     }
     const float r = rsqrtf(fmaxf(squares, 0.f) / a.shape.k + a.eps);
-    const int t = lane % 4, row = g + i % 4 / 2 * 8, group = i / 4 * 16 + row;
+    const int t = lane % 4, row = P::row(lane / 4) + i % 4 / 2 * 8, group = i / 4 * 16 + row;
     norm[8 * group + 2 * t + i % 2] = make_float2(r, -mean * r);
   }
   __syncthreads();

@@ -39,7 +39,7 @@ struct Filters {
 };
 
 // The three convolutions of one plane in columns [8 half, 8 half + 8) of the tile, each added to `sum`. Lane (g, t)
-// holds rows g, g, g + 8, g + 8 and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
+// holds rows r, r, r + 8, r + 8 for r = P::row(g), and columns 2 t, 2 t + 1, 2 t, 2 t + 1.
 
 // 16 columns (8 in TF32) of a row and of the eighth below it times two registers of a Toeplitz matrix. Four (two)
 // adjacent pixels a lane: the packed filters have their rows in this order.
@@ -56,7 +56,7 @@ template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_down(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t* a = f.r + P::kOfAcross + P::kOfSmall;
-  if constexpr (sizeof(T) == 2) {  // a: of rows g; those of rows g + 8 are the step before
+  if constexpr (sizeof(T) == 2) {  // a: of rows r; those of rows r + 8 are the step before
 #pragma unroll
     for (int j = 0; j < P::kDown; j += 4) {
       uint32_t b[4];
@@ -98,7 +98,7 @@ __device__ __forceinline__ void convolve_down(const T* plane, const Filters<P>& 
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_across(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const T* corner = plane + P::kStart + (g + P::kMargin) * P::kRow + 8 * half;
+  const T* corner = plane + P::kStart + (P::row(g) + P::kMargin) * P::kRow + 8 * half;
   if constexpr (kTensorCores<T>) {
     constexpr int kGroups = 4 / sizeof(T);  // of eight columns, in a product
 #pragma unroll
@@ -126,7 +126,7 @@ __device__ __forceinline__ void convolve_across(const T* plane, const Filters<P>
 template <class P, class T = typename P::T>
 __device__ __forceinline__ void convolve_small(const T* plane, const Filters<P>& f, int half, float (&sum)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const T* corner = plane + P::kStart + (g + P::kMargin - 1) * P::kRow + 8 * half;
+  const T* corner = plane + P::kStart + (P::row(g) + P::kMargin - 1) * P::kRow + 8 * half;
   if constexpr (kTensorCores<T>) {
     constexpr int kOfRow = sizeof(T) / 2;  // products
     const uint32_t* b = f.r + P::kOfAcross;

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
     for (int i = 0; i < P::kPerWarp; ++i) {
       const int in_pass = warp + kWarps * i, channel = pass * P::kChannels + in_pass;
       if (channel >= a.shape.k) break;
-      T* plane = planes + P::first(in_pass);
+      T* plane = planes + P::of_warp(warp, i);
       Filters<P> f;
       f.load(a.filters, channel);
       const float b0 = a.vectors[channel], b1 = a.vectors[padded_k + channel], b2 = a.vectors[2 * padded_k + channel];
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
       }
       ++sums.count;
       __syncwarp();  // all lanes have read the plane
-      put_results<P>(plane, in_pass, 0, v[0]);
-      put_results<P>(plane, in_pass, 1, v[1]);
+      put_results<P>(plane, 0, v[0]);
+      put_results<P>(plane, 1, v[1]);
     }
     __syncthreads();
     if (a.raw || pass + 1 < passes) {
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
   // The warps' means and deviations meet behind the results in each warp's own planes.
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float2* to = reinterpret_cast<float2*>(planes + P::first(warp + i % P::kPerWarp * kWarps) + kPixels);
+    float2* to = reinterpret_cast<float2*>(planes + P::of_warp(warp, i % P::kPerWarp) + kPixels);
     to[i / P::kPerWarp * 32 + lane] = sums.result(i);
   }
   __syncthreads();
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
     float2 part[kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const T* from = planes + P::first(w + i % P::kPerWarp * kWarps) + kPixels;
+      const T* from = planes + P::of_warp(w, i % P::kPerWarp) + kPixels;
       part[w] = reinterpret_cast<const float2*>(from)[i / P::kPerWarp * 32 + lane];
       mean = fmaf(part[w].x, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), mean);
     }
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_forward_kernel(
       squares += fmaf(off * off, static_cast<float>((a.shape.k - w + kWarps - 1) / kWarps), part[w].y);
     }
     const float r = rsqrtf(fmaxf(squares, 0.f) / a.shape.k + a.eps);
-    const int t = lane % 4, row = g + i % 4 / 2 * 8, group = i / 4 * 16 + row;
+    const int t = lane % 4, row = P::row(g) + i % 4 / 2 * 8, group = i / 4 * 16 + row;
     norm[8 * group + 2 * t + i % 2] = make_float2(r, -mean * r);
   }
   __syncthreads();

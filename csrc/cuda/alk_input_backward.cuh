@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
         if (y >= 0 && y < a.shape.h && x >= 0 && x < a.shape.w && c < left)
           e = a.g[branch].load(a.g[branch].at(n, y, x), pass * P::kChannels + c);
         for_product<T>(e.word);
-        write_pixels<P>(planes, P::kSize, block, e, [&](int) { return P::kStart + row * P::kRow + column; });
+        write_pixels<P>(planes, P::kSize, block, e, P::kStart + row * P::kRow + column);
       }
       __syncthreads();
 #pragma unroll
@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kThreads, S == 24 ? 2 : 1) alk_transposed_kern
 #pragma unroll
     for (int i = 0; i < P::kPerWarp; ++i)  // also channels beyond the last: they are 0
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        put_results<P>(planes + P::first(warp + kWarps * i), warp + kWarps * i, half, du[i][half]);
+      for (int half = 0; half < 2; ++half) put_results<P>(planes + P::first(warp + kWarps * i), half, du[i][half]);
     __syncthreads();
     for_each_result<P>(a.shape, y0, x0, pass, [&](int block, int group, int c, int y, int x, bool inside) {
       const Eight<T> e = read_pixels<P>(planes, P::kSize, block, group);

@@ -85,7 +85,7 @@ __device__ __forceinline__ uint32_t filter_word(int64_t i, const AlkPack<T>& a, 
       return as_word<T>(small(channel, row, tap), small(channel, row, tap + 1));
     }
     if (r < registers) {
-      const int tap = 8 * (r - across - 6) + 2 * t - g;
+      const int tap = 8 * (r - across - 6) + 2 * t - Plane<T, 24, 1>::row(g);
       return as_word<T>(large(a.w.lora1_weight, channel, tap), large(a.w.lora1_weight, channel, tap + 1));
     }
     return 0;

@@ -12,10 +12,11 @@
 namespace fastsr::cuda {
 
 // Of a 16 x (8 Columns) product in the warp's fragments, the sum of the diagonal `8 o + this lane's class` where
-// class = (2 t - g - Shift) mod 8 and diagonal d holds the elements with column - row = d + Shift.
-template <int Shift, int Columns>
+// class = (2 t - r - Shift) mod 8, r = Rows::row(g), and diagonal d holds the elements with column - row = d + Shift.
+template <class Rows, int Shift, int Columns>
 __device__ __forceinline__ float diagonal_sum(const float (&product)[Columns][4], int o) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int lane = threadIdx.x % 32, r = Rows::row(lane / 4), t = lane % 4;
+  const auto below = [&](int rows, int columns) { return Rows::lane_of_row((r + rows) % 8) * 4 + (t + columns) % 4; };
   float x[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
@@ -28,15 +29,21 @@ __device__ __forceinline__ float diagonal_sum(const float (&product)[Columns][4]
       for (int hi = 0; hi < 2; ++hi)
         if (o + i + hi < Columns) candidates[i] += product[o + i + hi][2 * hi + e];
     }
-    const int delta = 2 * t + e - g - Shift;
+    const int delta = 2 * t + e - r - Shift;
     x[e] = delta >= 0 ? candidates[0] : candidates[1];
     if constexpr (Shift > 0) x[e] = delta < -8 ? candidates[2] : x[e];
     // Four lanes have the same class.
-    x[e] += __shfl_sync(0xffffffffu, x[e], (g + 2) % 8 * 4 + (t + 1) % 4);
-    x[e] += __shfl_sync(0xffffffffu, x[e], (g + 4) % 8 * 4 + (t + 2) % 4);
+    x[e] += __shfl_sync(0xffffffffu, x[e], below(2, 1));
+    x[e] += __shfl_sync(0xffffffffu, x[e], below(4, 2));
   }
-  return x[0] + __shfl_sync(0xffffffffu, x[1], (g + 1) % 8 * 4 + t);
+  return x[0] + __shfl_sync(0xffffffffu, x[1], below(1, 0));
 }
+
+// Of a product whose rows are columns of the tile: they are in their order.
+struct InOrder {
+  __device__ __forceinline__ static int row(int g) { return g; }
+  __device__ __forceinline__ static int lane_of_row(int row) { return row; }
+};
 
 // A branch's gradient of a channel as A of products with u.
 template <class P>
@@ -107,7 +114,8 @@ struct GradientFragments {
 #pragma unroll
       for (int j = 0; j < kColumns; j += 2) {
         uint32_t b[4];
-        const int row = P::kMargin + below + lane / 8 % 2 * 8 + lane % 8, column = min(j + lane / 16, kColumns - 1);
+        const int row = P::kMargin + below + lane / 8 % 2 * 8 + P::row(lane % 8),
+                  column = min(j + lane / 16, kColumns - 1);
         load_matrices_transposed(b, plane + row * P::kRow + 8 * column);
         mma_k16<T>(product[j], w[0][0], w[0][1], w[1][0], w[1][1], b[0], b[1]);
         if (j + 1 < kColumns) mma_k16<T>(product[j + 1], w[0][0], w[0][1], w[1][0], w[1][1], b[2], b[3]);
@@ -151,8 +159,8 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
       w.over_columns(plane, product);
 #pragma unroll
       for (int o = 0; o < kOctaves; ++o) {
-        const int tap = 8 * o + ((2 * t - g) & 7) - shift;
-        const float sum = diagonal_sum<0>(product, o);
+        const int tap = 8 * o + ((2 * t - P::row(g)) & 7) - shift;
+        const float sum = diagonal_sum<P, 0>(product, o);
         if (t == 0 && tap >= 0 && tap < taps) put(tap, sum);
       }
       __syncwarp();  // one product at a time: several would not fit the registers
@@ -165,7 +173,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
 #pragma unroll
       for (int o = 0; o < kOctaves; ++o) {
         const int tap = 8 * o + in_octave - shift;
-        const float sum = diagonal_sum<P::kStart>(product, o);
+        const float sum = diagonal_sum<InOrder, P::kStart>(product, o);
         if (t == 0 && tap >= 0 && tap < taps) put(taps + tap, sum);
       }
       __syncwarp();
@@ -178,7 +186,7 @@ __device__ __forceinline__ void add_filter_gradients(const T* plane, const float
 #pragma unroll
       for (int o = (P::kMargin - 1) / 8; o <= (P::kMargin + 1) / 8; ++o) {
         const int tap = 8 * o + in_octave - P::kMargin + 1;
-        const float sum = diagonal_sum<P::kStart>(product, o);
+        const float sum = diagonal_sum<InOrder, P::kStart>(product, o);
         if (t == 0 && tap >= 0 && tap < 3) put(2 * taps + 3 * i + tap, sum);
       }
       __syncwarp();

@@ -41,7 +41,9 @@ struct Plane {
   static constexpr int kStart = sizeof(T) == 2 && kMargin % 8 == 4 ? 4 : 0;
   static constexpr int kSize = S * kRow + (kTensorCores<T> ? 8 : 2);    // elements; the rest keeps planes off one bank
   static constexpr int kResults = kPixels + (kTensorCores<T> ? 8 : 2);  // the same for results alone
-  static constexpr int kSkew = __is_same(T, Tf32) ? 1 : 0;              // per plane, in steps of eight planes
+  // Per plane, in steps of eight planes: adjacent channels of four pixels (TF32), or pairs of channels of eight, fall
+  // on different banks.
+  static constexpr int kSkew = sizeof(T) == 2 ? 2 : __is_same(T, Tf32) ? 1 : 0;
   static constexpr int kPerWarp = PerWarp;
   static constexpr int kChannels = kWarps * kPerWarp;  // of one pass
   static constexpr int kBytes = kChannels * (kSize + kSkew) * static_cast<int>(sizeof(T));
@@ -55,15 +57,19 @@ struct Plane {
                                                            : (2 * kWindow + 9 + 3) / 4 * 16;
   static constexpr int kSmallStart = (kMargin - 1) / 4 * 4;  // first column of the 16 that the 3x3 looks at
 
-  // Where a channel's plane begins.
+  // Where a channel's plane begins, and that of a warp's i-th channel.
   __device__ __forceinline__ static int first(int channel, int size = kSize) {
     return channel * size + channel / 8 * 8 * kSkew;
   }
-  // Once a channel is done, its plane holds 256 results instead, [2 halves of a row][16 rows][8 pixels]; the order of
-  // the groups of eight keeps the transposed loads of `read_pixels` on different banks.
-  __device__ __forceinline__ static int group(int channel, int index) {
-    return (sizeof(T) == 2 ? index ^ (channel / 8 % 4 * 2) : index) * 8;
+  __device__ __forceinline__ static int of_warp(int warp, int i, int size = kSize) {
+    return warp * size + i * kWarps * (size + kSkew);
   }
+  // Once a channel is done, its plane holds 256 results instead, [2 halves of a row][16 rows][8 pixels].
+  __device__ __forceinline__ static int group(int index) { return index * 8; }
+  // The row of the tile that the lanes (g, 0..3) of a product have as their g-th; g + 8 is eight further down. Where a
+  // lane reads 8 bytes of 16-bit numbers, half a warp reads every other row, for adjacent ones overlap in their banks.
+  __device__ __forceinline__ static int row(int g) { return sizeof(T) == 2 ? g % 4 * 2 + g / 4 : g; }
+  __device__ __forceinline__ static int lane_of_row(int row) { return sizeof(T) == 2 ? row % 2 * 4 + row / 2 : row; }
 };
 
 template <class T>
@@ -185,50 +191,51 @@ __device__ __forceinline__ void fill_planes(T* planes, const Map<T>& in, const A
 
 // Writes a lane's four results of `convolve` into the channel's plane.
 template <class P, class T = typename P::T>
-__device__ __forceinline__ void put_results(T* plane, int channel, int half, const float (&v)[4]) {
+__device__ __forceinline__ void put_results(T* plane, int half, const float (&v)[4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int hi = 0; hi < 2; ++hi)
-    put_pair(plane + P::group(channel, 16 * half + g + 8 * hi) + 2 * t, v[2 * hi], v[2 * hi + 1]);
+    put_pair(plane + P::group(16 * half + P::row(g) + 8 * hi) + 2 * t, v[2 * hi], v[2 * hi + 1]);
 }
 
 // Reads them back by pixels, from planes of `size`: lane (g, t) gets pixel g of `group` and its channels [32 block + 8
 // t, ... + 8).
 template <class P, class T = typename P::T>
 __device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int block, int group) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int lane = computed_here(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   Eight<T> e;
   if constexpr (sizeof(T) == 2) {
     // Matrix m has as its rows the channels that become the lanes' m-th pairs.
     const int m = lane / 8, row = lane % 8;
-    const int channel = min(kBlock * block + row / 2 * 8 + 2 * m + row % 2, P::kChannels - 1);
-    load_matrices_transposed(e.word, planes + P::first(channel, size) + P::group(channel, group));
+    const int last = P::kChannels / 8 - 1,
+              eight = P::kChannels % kBlock == 0 ? kBlock / 8 * block + row / 2 : min(row / 2, last);
+    const T* from = planes + eight * 8 * (size + P::kSkew) + (2 * m + row % 2) * size;
+    load_matrices_transposed(e.word, from + P::group(group));
   } else {
     const int channel = min(kBlock * block + 8 * t, P::kChannels - 8);
-    const T* from = planes + P::first(channel, size) + P::group(channel, group) + g;
+    const T* from = planes + P::first(channel, size) + P::group(group) + g;
 #pragma unroll
     for (int i = 0; i < 8; ++i) e.word[i] = __float_as_uint(to_float(from[i * size]));
   }
   return e;
 }
 
-// The opposite of `read_pixels` for eight adjacent pixels of one row: writes them to planes at `to` (an element within
-// each plane). `at(channel)` is that element, so that results and u can be placed alike.
-template <class P, class At, class T = typename P::T>
-__device__ __forceinline__ void write_pixels(T* planes, int size, int block, const Eight<T>& e, At at) {
+// The opposite of `read_pixels` for eight adjacent pixels of one row: writes them to planes of `size`, from element
+// `at` of each on.
+template <class P, class T = typename P::T>
+__device__ __forceinline__ void write_pixels(T* planes, int size, int block, const Eight<T>& e, int at) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int channel = kBlock * block + g / 2 * 8 + 2 * m + g % 2;
       const uint32_t pair = transpose_matrix(e.word[m]);
-      if (channel < P::kChannels)
-        *reinterpret_cast<uint32_t*>(planes + P::first(channel, size) + at(channel) + 2 * t) = pair;
+      if (channel < P::kChannels) *reinterpret_cast<uint32_t*>(planes + P::first(channel, size) + at + 2 * t) = pair;
     }
   } else {
     const int channel = kBlock * block + 8 * t;
     if (channel >= P::kChannels) return;
-    T* to = planes + P::first(channel, size) + at(channel) + g;
+    T* to = planes + P::first(channel, size) + at + g;
 #pragma unroll
     for (int i = 0; i < 8; ++i) to[i * size] = from_float<T>(__uint_as_float(e.word[i]));
   }

@@ -35,6 +35,12 @@ struct SmallPlan {
   }
 };
 
+__device__ __forceinline__ void store_four(float* to, const float (&v)[4]) {
+  const uint32_t words[4] = {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                             __float_as_uint(v[3])};
+  store_128(to, words);
+}
+
 // Takes rows [first, first + plan.rows) of low into the maxima of a window, in four channels. The first of equal ones
 // counts, or the last NaN, as PyTorch has it.
 template <class T>
@@ -127,18 +133,14 @@ __global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T
     __syncthreads();
     const int rest = s.layers - layer, across = kSmallTile + 2 * rest;
     const float* biases = reinterpret_cast<float*>(w) + kEsaTaps * wide * wide;
-    const auto input = [&](int pixel, int tap) {  // of a pixel of the layer's result
-      return from + ((pixel / across + layer - 1 + tap / 3) * side + pixel % across + layer - 1 + tap % 3) * wide;
-    };
     const auto finish = [&](int pixel, int o, float (&sum)[4]) {
       const int y = y0 - rest + pixel / across, x = x0 - rest + pixel % across;
       const int64_t at = cell(n, y, x, s.small_h, s.small_w, wide) + o;
       if (layer == s.layers) {
-        if (inside(y, x)) *reinterpret_cast<float4*>(a.out + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        if (inside(y, x)) store_four(a.out + at, sum);
         return;
       }
-      if (a.q && own(y, x) && inside(y, x))
-        *reinterpret_cast<float4*>(a.q + (layer - 1) * map + at) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+      if (a.q && own(y, x) && inside(y, x)) store_four(a.q + (layer - 1) * map + at, sum);
       small_gelu<T>(sum, a.accuracy);
       if (!inside(y, x)) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
       const int row = pixel / across + layer, column = pixel % across + layer;
@@ -148,8 +150,12 @@ __global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T
       const int blocks = wide / 16, groups = (across * across + 15) / 16;
       for (int item = warp; item < groups * blocks; item += kSmallThreads / 32) {
         const int out = item % blocks, o = 16 * out + lane % 4 * 4, first = item / blocks * 16 + lane / 4;
-        const int last = across * across - 1;
-        const float* inputs[2] = {input(min(first, last), 0), input(min(first + 8, last), 0)};
+        const float* inputs[2];
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const int pixel = min(first + 8 * p, across * across - 1);
+          inputs[p] = from + ((pixel / across + layer - 1) * side + pixel % across + layer - 1) * wide;
+        }
         const auto load = [&](int row, int column, int p, int c) {
           return *reinterpret_cast<const Four<T>*>(inputs[p] + (row * side + column) * wide + c);
         };
@@ -162,22 +168,45 @@ __global__ void __launch_bounds__(kSmallThreads, 1) esa_small_kernel(const Esa<T
           if (first + 8 * p < across * across) finish(first + 8 * p, o, sum[p]);
       }
     } else {
-      for (int i = threadIdx.x; i < across * across * quads; i += kSmallThreads) {
-        const int o = i % quads * 4;
-        LongSum<T> sums[4];
-        for (int tap = 0; tap < kEsaTaps; ++tap) {
-          const float *v = input(i / quads, tap), *of_tap = reinterpret_cast<float*>(w) + tap * wide * wide + o;
-#pragma unroll 4
-          for (int c = 0; c < wide; ++c) {
-            const float4 weights = *reinterpret_cast<const float4*>(of_tap + c * wide);
-            sums[0].add(v[c], weights.x), sums[1].add(v[c], weights.y);
-            sums[2].add(v[c], weights.z), sums[3].add(v[c], weights.w);
+      // A thread takes four channels of four pixels below one another: where it reads numbers for each product, or for
+      // each pixel, the kernel does little else than wait for shared memory.
+      constexpr int kRows = 4;
+      for (int i = threadIdx.x; i < (across + kRows - 1) / kRows * across * quads; i += kSmallThreads) {
+        const int o = i % quads * 4, x = i / quads % across, first = i / quads / across * kRows;
+        LongSum<T> sums[kRows][4];
+#pragma unroll 1
+        for (int tx = 0; tx < 3; ++tx) {
+          const float *v = from + (x + layer - 1 + tx) * wide,
+                      *of_tap = reinterpret_cast<float*>(w) + tx * wide * wide + o;
+#pragma unroll 1
+          for (int c = 0; c < wide; c += 4) {
+            float of_row[kRows + 2][4];
+#pragma unroll
+            for (int r = 0; r < kRows + 2; ++r) {
+              const int row = min(first + layer - 1 + r, side - 1);
+              const float4 four = *reinterpret_cast<const float4*>(v + row * side * wide + c);
+              of_row[r][0] = four.x, of_row[r][1] = four.y, of_row[r][2] = four.z, of_row[r][3] = four.w;
+            }
+#pragma unroll
+            for (int ty = 0; ty < 3; ++ty)
+#pragma unroll
+              for (int k = 0; k < 4; ++k) {
+                const float4 weights = *reinterpret_cast<const float4*>(of_tap + (3 * ty * wide + c + k) * wide);
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) {
+                  sums[r][0].add(of_row[r + ty][k], weights.x), sums[r][1].add(of_row[r + ty][k], weights.y);
+                  sums[r][2].add(of_row[r + ty][k], weights.z), sums[r][3].add(of_row[r + ty][k], weights.w);
+                }
+              }
           }
         }
-        float sum[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sum[k] = sums[k].value() + biases[o + k];
-        finish(i / quads, o, sum);
+        for (int r = 0; r < kRows; ++r) {
+          float sum[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sum[k] = sums[r][k].value() + biases[o + k];
+          if (first + r < across) finish((first + r) * across + x, o, sum);
+        }
       }
     }
     float* other = from;
