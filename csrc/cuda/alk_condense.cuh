@@ -174,7 +174,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : 2) alk_condense
       inside[p] = x0 + 8 * p + g < s.w;
       const float2 scale = norm[8 * (row + 16 * p) + g];
       float z[8];
-      to_floats(read_pixels<P>(planes, P::kSize, 0, row + 16 * p), z);
+      // Where a lane reads is not to be kept from row to row: 8 bytes of stack on sm_100 and sm_120.
+      const int here = computed_here(threadIdx.x) % 32;
+      to_floats(read_pixels<P>(planes, P::kSize, 0, row + 16 * p, here), z);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {  // planes without a channel hold anything
         const float value = gelu<Form>(fmaf(fmaf(z[i], scale.x, scale.y), gamma[c + i], beta[c + i]));

@@ -79,13 +79,15 @@ __global__ void __launch_bounds__(kThreads, Blocks == 1 || (Blocks == 2 && sizeo
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float2 gy = grad.pair(i), from_x = shortcut.pair(i);
+          const float2 gammas = *reinterpret_cast<const float2*>(a.gamma + c + 2 * i);
+          const float2 betas = *reinterpret_cast<const float2*>(a.beta + c + 2 * i);
           float two[2];
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const int o = 2 * i + j;
-            const float gamma = a.gamma[c + o];
+            const float gamma = j ? gammas.y : gammas.x, beta = j ? betas.y : betas.x;
             v[b][o] *= r;  // xhat
-            const float z = fmaf(v[b][o], gamma, a.beta[c + o]) + (j ? from_x.y : from_x.x);
+            const float z = fmaf(v[b][o], gamma, beta) + (j ? from_x.y : from_x.x);
             two[j] = (j ? gy.y : gy.x) * activation_derivative(z, a.activation);
             d_gamma[b][o] = fmaf(two[j], v[b][o], d_gamma[b][o]);
             d_beta[b][o] += two[j];

@@ -201,8 +201,9 @@ __device__ __forceinline__ void put_results(T* plane, int half, const float (&v)
 // Reads them back by pixels, from planes of `size`: lane (g, t) gets pixel g of `group` and its channels [32 block + 8
 // t, ... + 8).
 template <class P, class T = typename P::T>
-__device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int block, int group) {
-  const int lane = computed_here(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+__device__ __forceinline__ Eight<T> read_pixels(const T* planes, int size, int block, int group,
+                                                int lane = threadIdx.x % 32) {
+  const int g = lane / 4, t = lane % 4;
   Eight<T> e;
   if constexpr (sizeof(T) == 2) {
     // Matrix m has as its rows the channels that become the lanes' m-th pairs.

@@ -27,7 +27,7 @@ struct AlkTogether {
 static_assert(sizeof(AlkTogether<float>) <= 32764 && sizeof(AlkTogether<Half>) <= 32764);
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) alk_pack_together_kernel(const AlkTogether<T> a) {
+__global__ void __launch_bounds__(kThreads, 4) alk_pack_together_kernel(const AlkTogether<T> a) {
   const AlkOrders<T>& part = a.parts[blockIdx.x / a.blocks];
   int64_t i = static_cast<int64_t>(blockIdx.x % a.blocks) * kThreads + threadIdx.x;
   if (i < part.plain.at.end) {

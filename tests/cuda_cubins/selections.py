@@ -70,8 +70,9 @@ KERNELS = {
     "esa_enlarge_backward_kernel": _BILINEAR,
     "esa_moments_kernel": Selected(lambda _: 2 + 4, "whether two pixels count; four merges of moments"),
     "esa_small_kernel": Selected(
-        lambda number: 7 * 4 + 5 * 4 + {"Tf32": 8, "float": 12}.get(number, 4),
-        "four channels of seven pixels; five first values under four conditions; four results, with erfcf in float32",
+        lambda number: 7 * 4 + 5 * 4 + {"Tf32": 2 * 4, "float": 4 * 3 * 4}.get(number, 4 * 4),
+        "four channels of seven pixels; five first values under four conditions; of two or four pixels' results four "
+        "channels, with erfcf in float32",
     ),
     "esa_small_backward_kernel": Selected(
         lambda number: 2 * 5 * (number == "float"), "an input and four gradients, by erfcf"
