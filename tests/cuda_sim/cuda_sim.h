@@ -3,7 +3,8 @@
 // Blocks run one after the other, the threads of a block in turns from barrier to barrier; if a seed is set, in random
 // order and with warps that fall behind at random. Shared memory is poisoned with NaN before every block. What a warp
 // does together (shuffles, matrix products) is computed once all of its lanes have come to it; lanes that come to
-// different things, and barriers that not all threads reach or that never open, end the launch with an error.
+// different things, barriers that not all threads reach or that never open, and accesses that are not aligned end the
+// launch with an error.
 #pragma once
 
 #include <algorithm>
@@ -266,6 +267,12 @@ void together(Argument& mine, int site = 0) {
 }
 
 }  // namespace sim
+
+// What -fsanitize=alignment calls: a GPU refuses such accesses, where the host only takes longer.
+extern "C" __attribute__((visibility("hidden"), used, no_sanitize("alignment"))) inline void
+__ubsan_handle_type_mismatch_v1(void*, uintptr_t) {
+  sim::state.error = "an access that is not aligned";
+}
 
 #define threadIdx (::sim::state.current->thread)
 #define blockIdx (::sim::state.block)

@@ -37,6 +37,27 @@ __global__ void reverse_kernel(const Arrays a) {
   a.y[i] = s[255 - i];
 }
 
+// Copies two (0), four (1) numbers or two of 16 bits (2) a thread, from `shift` numbers further on, where nothing of
+// that size may be.
+struct Shifted {
+  const float* x;
+  float* y;
+  int which, shift;
+};
+__global__ void copy_kernel(const Shifted a) {
+  const int i = threadIdx.x;
+  if (a.which == 0) {
+    reinterpret_cast<float2*>(a.y)[i] = *reinterpret_cast<const float2*>(a.x + 2 * i + a.shift);
+  } else if (a.which == 1) {
+    uint32_t words[4];
+    load_128(a.x + 4 * i + a.shift, words);
+    store_128(a.y + 4 * i, words);
+  } else {
+    const auto* from = reinterpret_cast<const uint16_t*>(a.x) + a.shift;
+    reinterpret_cast<uint32_t*>(a.y)[i] = reinterpret_cast<const uint32_t*>(from)[i];
+  }
+}
+
 // One warp: a [16][16], b [8][16] (column by column), y [16][8]; 1: two registers of A exchanged.
 template <class T>
 __global__ void multiply_kernel(const Arrays a) {
@@ -169,6 +190,9 @@ __global__ void round_kernel(const Values v) {
 extern "C" const char* probe_reverse(const float* x, float* y, int which, unsigned seed) {
   sim::state.seed = seed;
   return launch(reverse_kernel, 1, 256, 1024, nullptr, Arrays{x, y, which});
+}
+extern "C" const char* probe_copy(const float* x, float* y, int which, int shift) {
+  return launch(copy_kernel, 1, 32, 0, nullptr, Shifted{x, y, which, shift});
 }
 extern "C" const char* probe_multiply(const float* x, float* y, int which, int bfloat) {
   return launch(bfloat ? multiply_kernel<BFloat16> : multiply_kernel<Half>, 1, 32, 0, nullptr, Arrays{x, y, which});

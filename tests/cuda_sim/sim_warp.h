@@ -68,15 +68,24 @@ float2 unpack2(uint32_t both) {
   return {to_float(T{static_cast<uint16_t>(both)}), to_float(T{static_cast<uint16_t>(both >> 16)})};
 }
 
-inline void load_128(const void* from, uint32_t* to) { std::memcpy(to, from, 16); }
-inline void store_128(void* to, const uint32_t* from) { std::memcpy(to, from, 16); }
+inline void check_alignment(const void* at, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes) sim::state.error = "an access that is not aligned";
+}
+inline void load_128(const void* from, uint32_t* to) {
+  check_alignment(from, 16);
+  std::memcpy(to, from, 16);
+}
+inline void store_128(void* to, const uint32_t* from) {
+  check_alignment(to, 16);
+  std::memcpy(to, from, 16);
+}
 
 // A copy arrives no sooner than its thread waits for it.
 template <int Bytes>
 void copy_async(void* to, const void* from, bool inside) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
-  if (reinterpret_cast<uintptr_t>(to) % Bytes || (inside && reinterpret_cast<uintptr_t>(from) % Bytes))
-    sim::state.error = "an asynchronous copy that is not aligned";
+  check_alignment(to, Bytes);
+  if (inside) check_alignment(from, Bytes);
   if (inside) fastsr_traffic_load(from, Bytes);
   sim::state.copies[threadIdx.x].push_back({to, inside ? from : nullptr, Bytes});
 }

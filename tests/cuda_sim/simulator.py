@@ -21,7 +21,10 @@ from fastsr import _cuda
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
-FLAGS = ("-std=c++20", "-DFASTSR_CUDA_SIM", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi")
+FLAGS = (
+    *("-std=c++20", "-DFASTSR_CUDA_SIM", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi"),
+    "-fsanitize=alignment",  # cuda_sim.h makes it an error of the launch
+)
 # The compiler reports accesses as the kernels write them: vectors are not to be taken apart, nor numbers to be joined,
 # which begins at -O2.
 COUNTING = (

@@ -18,7 +18,7 @@ HALVES = (torch.float16, torch.bfloat16)
 @pytest.fixture(scope="module")
 def probes(host_compiler: None) -> ctypes.CDLL:
     library = ctypes.CDLL(str(simulator.build(simulator.HERE / "probes.cpp", "-O1")))
-    plain = ("reverse", "multiply", "load_and_multiply", "gelu", "round")
+    plain = ("reverse", "copy", "multiply", "load_and_multiply", "gelu", "round")
     for name in (*plain, "round_tf32", "multiply_tf32", "lane_product", "pass", "count"):
         getattr(library, f"probe_{name}").restype = ctypes.c_char_p
     return library
@@ -55,6 +55,14 @@ def test_a_missing_barrier_shows(probes: ctypes.CDLL, seed: int) -> None:
 )
 def test_divergence_is_an_error(probes: ctypes.CDLL, which: int, message: str) -> None:
     assert reverse(probes, which)[0] == message
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_an_access_that_is_not_aligned_is_an_error(probes: ctypes.CDLL, which: int) -> None:
+    x, y = torch.randn(136), torch.zeros(136)
+    assert probes.probe_copy(pointer(x), pointer(y), which, 1) == b"an access that is not aligned"
+    assert probes.probe_copy(pointer(x), pointer(y), which, 0) is None
+    assert torch.equal(y[:32], x[:32])
 
 
 def pass_on(probes: ctypes.CDLL, which: int, seed: int = 0) -> tuple[str | None, bool]:
