@@ -30,7 +30,7 @@ template <class T, int Lanes>
 __global__ void __launch_bounds__(kWalkThreads, 2) cca_moments_kernel(const Cca<T> a) {
   constexpr int kSlots = kWalkThreads / Lanes, kChannels = 8 * Lanes;
   FASTSR_SHARED_MEMORY(memory);
-  float2* all = reinterpret_cast<float2*>(memory);  // [slot][channel]
+  float2* all = reinterpret_cast<float2*>(memory);  // [slot][channel], spread
   const unsigned image = blockIdx.x / a.parts, first = blockIdx.x % a.parts * a.part;
   const unsigned end = min(first + a.part, a.pixels);
   const int slot = threadIdx.x / Lanes, c = threadIdx.x % Lanes * 8;
@@ -64,12 +64,14 @@ __global__ void __launch_bounds__(kWalkThreads, 2) cca_moments_kernel(const Cca<
     }
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) all[slot * kChannels + c + i] = make_float2(mean[i], squares[i]);
+  for (int i = 0; i < 8; i += 2)
+    *reinterpret_cast<float4*>(all + spread<float2>(slot * kChannels + c + i)) =
+        make_float4(mean[i], squares[i], mean[i + 1], squares[i + 1]);
   __syncthreads();
   for (int channel = threadIdx.x; channel < a.x.channels; channel += kWalkThreads) {
     float m = 0.f, s = 0.f, n = 0.f;
     for (unsigned i = 0; i < kSlots && first + i < end; ++i) {
-      const float2 other = all[i * kChannels + channel];
+      const float2 other = all[spread<float2>(i * kChannels + channel)];
       const float more = static_cast<float>((end - first - i + kSlots - 1) / kSlots);
       const float delta = other.x - m, share = more / (n + more);
       m = fmaf(delta, share, m);

@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kProductThreads, kMomentsResident<T>) esa_mome
   const Esa<T>& a = m.esa;
   const EsaShape& s = a.s;
   const GateWeights w = pack_gate(a, memory);
-  float2* of_warps = reinterpret_cast<float2*>(const_cast<float*>(w.b4) + blocks_of(s.c) * kBlock);  // [warp][channel]
+  // [warp][channel], spread
+  float2* of_warps = reinterpret_cast<float2*>(const_cast<float*>(w.b4) + blocks_of(s.c) * kBlock);
   float* counts = reinterpret_cast<float*>(of_warps + kMomentWarps * kMomentBlocks * kBlock);
   __syncthreads();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4;
@@ -120,9 +121,12 @@ __global__ void __launch_bounds__(kProductThreads, kMomentsResident<T>) esa_mome
   }
   if (lane < 4) {
 #pragma unroll
-    for (int i = 0; i < 8 * kMomentBlocks; ++i)
-      of_warps[(warp * kMomentBlocks + i / 8) * kBlock + 8 * t + i % 8] =
-          make_float2(running[i / 8].mean[i % 8], running[i / 8].squares[i % 8]);
+    for (int i = 0; i < 8 * kMomentBlocks; i += 2) {
+      const RunningMoments& r = running[i / 8];
+      float2* to = of_warps + spread<float2>((warp * kMomentBlocks + i / 8) * kBlock + 8 * t + i % 8);
+      *reinterpret_cast<float4*>(to) =
+          make_float4(r.mean[i % 8], r.squares[i % 8], r.mean[i % 8 + 1], r.squares[i % 8 + 1]);
+    }
     if (lane == 0) counts[warp] = count;
   }
   __syncthreads();
@@ -131,7 +135,7 @@ __global__ void __launch_bounds__(kProductThreads, kMomentsResident<T>) esa_mome
   float mean = 0.f, squares = 0.f, all = 0.f;
 #pragma unroll 1
   for (int i = 0; i < kMomentWarps; ++i) {
-    const float2 other = of_warps[i * kMomentBlocks * kBlock + threadIdx.x];
+    const float2 other = of_warps[spread<float2>(i * kMomentBlocks * kBlock + threadIdx.x)];
     merge_moments(mean, squares, all, other.x, other.y, counts[i]);
     all += counts[i];
   }

@@ -36,6 +36,13 @@ struct Eight {
   }
 };
 
+// Where number `i` of a row in shared memory lies, of floats or pairs of floats, of which every lane stores eight, 16
+// bytes at once: side by side, the eight lanes that go together would meet in half of the banks, or in a quarter.
+template <class T>
+__device__ __forceinline__ int spread(int i) {
+  return i ^ (i >> 3 & (sizeof(T) == 4 ? 4 : 6));
+}
+
 // How eight adjacent channels are accessed: by 16 bytes, two channels at a time, or one.
 enum Access : int { kBySingle = 0, kByEight = 1, kByPair = 2 };
 

@@ -124,19 +124,26 @@ __device__ __forceinline__ void store_sums(const float (&v)[8], float* memory, i
   constexpr int kSlots = kWalkThreads / 32, kChannels = 8 * Lanes;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();
+  float of_warp[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float s = v[i];
+    of_warp[i] = v[i];
 #pragma unroll
-    for (int bit = Lanes; bit < 32; bit *= 2) s += __shfl_xor_sync(0xffffffffu, s, bit);
-    if (lane < Lanes) memory[warp * kChannels + 8 * lane + i] = s;
+    for (int bit = Lanes; bit < 32; bit *= 2) of_warp[i] += __shfl_xor_sync(0xffffffffu, of_warp[i], bit);
+  }
+  if (lane < Lanes) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+      *reinterpret_cast<float4*>(memory + warp * kChannels + spread<float>(8 * lane + i)) =
+          make_float4(of_warp[i], of_warp[i + 1], of_warp[i + 2], of_warp[i + 3]);
   }
   __syncthreads();
 #pragma unroll 1
   for (int c = threadIdx.x; c < channels; c += kWalkThreads) {
-    float s = memory[c];
+    const float* from = memory + spread<float>(c);
+    float s = from[0];
 #pragma unroll
-    for (int w = 1; w < kSlots; ++w) s += memory[w * kChannels + c];
+    for (int w = 1; w < kSlots; ++w) s += from[w * kChannels];
     to[c] = s;
   }
 }

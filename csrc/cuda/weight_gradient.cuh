@@ -28,6 +28,9 @@ struct PixelRows {
   // Keeps rows on different banks, or what a warp takes of four of them.
   static constexpr int kRow = kSide + (__is_same(T, Tf32) ? 8 : 16 / static_cast<int>(sizeof(T)));
   static constexpr int kShared = 2 * kStep * kRow * static_cast<int>(sizeof(T));
+
+  // Where channel `c` lies in a row.
+  __device__ __forceinline__ static int at(int c) { return sizeof(T) == 4 ? spread<float>(c) : c; }
 };
 
 // 64 pixels (four rows of a tile) and 64 channels into shared memory [pixel][channel].
@@ -40,10 +43,11 @@ __device__ __forceinline__ void fetch_pixels(const Map<T>& m, const AlkShape& s,
     const int y = y0 + pixel / kTile, x = x0 + pixel % kTile;
     Eight<T> e = Eight<T>::zeros();
     if (y < s.h && x < s.w && c0 + c < m.channels) e = m.load(m.at(n, y, x), c0 + c);
-    uint4* at = reinterpret_cast<uint4*>(to + pixel * PixelRows<T>::kRow + c);
+    T* row = to + pixel * PixelRows<T>::kRow;
 #pragma unroll
     for (int j = 0; j < Eight<T>::kWords / 4; ++j)
-      at[j] = make_uint4(e.word[4 * j], e.word[4 * j + 1], e.word[4 * j + 2], e.word[4 * j + 3]);
+      *reinterpret_cast<uint4*>(row + PixelRows<T>::at(c + 4 * j)) =
+          make_uint4(e.word[4 * j], e.word[4 * j + 1], e.word[4 * j + 2], e.word[4 * j + 3]);
   }
 }
 
@@ -78,9 +82,10 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
       fetch_pixels(columns_of, w.shape, n, y, x0, c0, b);
       __syncthreads();
       if (sums_up && threadIdx.x < kSide) {
+        const int at = PixelRows<T>::at(threadIdx.x);
         float some[4] = {};  // a long sum loses digits
 #pragma unroll 8
-        for (int p = 0; p < kStep; ++p) some[p % 4] += to_float(a[p * kRow + threadIdx.x]);
+        for (int p = 0; p < kStep; ++p) some[p % 4] += to_float(a[p * kRow + at]);
         total += (some[0] + some[1]) + (some[2] + some[3]);
       }
       if constexpr (sizeof(T) == 2) {
@@ -99,8 +104,8 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
           }
         }
       } else if constexpr (kTensorCores<T>) {
-        const float* rows = reinterpret_cast<float*>(a) + t * kRow + warp % 4 * 16 + g;
-        const float* columns = reinterpret_cast<float*>(b) + t * kRow + warp / 4 * 32 + g;
+        const float* rows = reinterpret_cast<float*>(a) + t * kRow + PixelRows<T>::at(warp % 4 * 16 + g);
+        const float* columns = reinterpret_cast<float*>(b) + t * kRow + PixelRows<T>::at(warp / 4 * 32 + g);
 #pragma unroll 2
         for (int p = 0; p < kStep; p += 8, rows += 8 * kRow, columns += 8 * kRow) {
           const uint32_t a0 = to_tf32(rows[0]), a1 = to_tf32(rows[8]);
@@ -112,8 +117,9 @@ __global__ void __launch_bounds__(kThreads, 2) weight_gradient_kernel(const Weig
       } else {
 #pragma unroll 4
         for (int p = 0; p < kStep; ++p) {
-          const float4 rows = *reinterpret_cast<const float4*>(a + p * kRow + threadIdx.x / 16 * 4);
-          const float4 columns = *reinterpret_cast<const float4*>(b + p * kRow + threadIdx.x % 16 * 4);
+          const float4 rows = *reinterpret_cast<const float4*>(a + p * kRow + PixelRows<T>::at(threadIdx.x / 16 * 4));
+          const float4 columns =
+              *reinterpret_cast<const float4*>(b + p * kRow + PixelRows<T>::at(threadIdx.x % 16 * 4));
           const float r[4] = {rows.x, rows.y, rows.z, rows.w}, q[4] = {columns.x, columns.y, columns.z, columns.w};
 #pragma unroll
           for (int i = 0; i < 4; ++i)

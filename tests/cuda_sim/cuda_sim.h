@@ -197,7 +197,9 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<int>& order, std::
         continue;
       }
       state.current = &fibers[i];
+      fastsr_traffic_thread(i);
       fastsr_sim_switch(&state.main_stack, fibers[i].stack_pointer);
+      fastsr_traffic_thread(-1);
       ran = true;
       if (fibers[i].wait == Wait::kWarp) release_warp(&fibers[fibers[i].warp * 32]);
       if (!state.error.empty()) return;
@@ -241,7 +243,9 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
       for (int k = 0; k < 6; ++k) *--top = nullptr;
       fibers[i] = {top, {static_cast<unsigned>(i), 0, 0}, i % 32, i / 32, Wait::kNothing, 0, 0, nullptr, nullptr};
     }
+    fastsr_traffic_block(shared, shared_bytes);
     run_block(fibers, order, random);
+    fastsr_traffic_block_end();
     for (auto& copies : state.copies)
       if (!copies.empty() && state.error.empty()) state.error = "copies that no thread waits for";
     if (!state.error.empty()) break;

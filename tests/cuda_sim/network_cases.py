@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import kernel_checks as kc
+import simulator
 import test_cuda_alk as alk
 import test_cuda_alk_condense as alk_condense
 import test_cuda_bsconv as bsconv
@@ -107,12 +109,19 @@ CASES = {
 }
 
 
+CALLS = [(name, "forward") for name in CASES] + [(name, "backward") for name, case in CASES.items() if case.trained]
+WHOLE_TILES = (32, 32)  # of every kernel
+
+
 class Step(NamedTuple):
     """The counts of a forward and a backward; none of the latter where there is none."""
 
     forward: list[Kernel]
     backward: list[Kernel]
     outputs: int  # bytes
+
+    def kernels(self, direction: str) -> list[Kernel]:
+        return self.forward if direction == "forward" else self.backward
 
 
 def step(case: Case, size: Size, dtype: torch.dtype) -> Step:
@@ -123,3 +132,18 @@ def step(case: Case, size: Size, dtype: torch.dtype) -> Step:
         if case.trained:
             torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs], allow_unused=True)
     return Step(found[:forward], found[forward:], sum(o.nbytes for o in outputs))
+
+
+@cache
+def counts(name: str, dtype: torch.dtype, tf32: bool = False) -> Step:
+    simulator.tf32 = tf32
+    try:
+        return step(CASES[name], WHOLE_TILES, dtype)
+    finally:
+        simulator.tf32 = False
+
+
+def by_kernel(kernels: list[Kernel], share: Callable[[list[Kernel]], float | None]) -> dict[str, float]:
+    """Shares by the kernels' names; without those that there is nothing of."""
+    found = {name: share([k for k in kernels if k.name == name]) for name in {k.name for k in kernels}}
+    return {name: value for name, value in found.items() if value is not None}

@@ -86,10 +86,12 @@ void fetch(Matrices* (&lanes)[32]) {
 }
 
 inline void load_matrices(uint32_t (&r)[4], const void* row) {
+  fastsr_traffic_row(row);
   Matrices m{r, static_cast<const uint16_t*>(row)};
   sim::together<Matrices, fetch<false>>(m);
 }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+  fastsr_traffic_row(row);
   Matrices m{r, static_cast<const uint16_t*>(row)};
   sim::together<Matrices, fetch<true>>(m);
 }

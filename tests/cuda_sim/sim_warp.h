@@ -82,11 +82,11 @@ inline void store_128(void* to, const uint32_t* from) {
 
 // A copy arrives no sooner than its thread waits for it.
 template <int Bytes>
-void copy_async(void* to, const void* from, bool inside) {
+__forceinline__ void copy_async(void* to, const void* from, bool inside) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   check_alignment(to, Bytes);
   if (inside) check_alignment(from, Bytes);
-  if (inside) fastsr_traffic_load(from, Bytes);
+  fastsr_traffic_copy(to, inside ? from : nullptr, Bytes);
   sim::state.copies[threadIdx.x].push_back({to, inside ? from : nullptr, Bytes});
 }
 inline void wait_for_copies() {

@@ -26,9 +26,9 @@ FLAGS = (
     "-fsanitize=alignment",  # cuda_sim.h makes it an error of the launch
 )
 # The compiler reports accesses as the kernels write them: vectors are not to be taken apart, nor numbers to be joined,
-# which begins at -O2.
+# which begins at -O2; nor is code to be doubled by checks between.
 COUNTING = (
-    *("-O1", "-fno-tree-sra", "-c", "-fPIC", "-DFASTSR_SIM_TRAFFIC"),
+    *("-O1", "-fno-tree-sra", "-fno-sanitize=alignment", "-c", "-fPIC", "-DFASTSR_SIM_TRAFFIC"),
     *("-fsanitize=thread", "-fno-threadsafe-statics"),
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the codes

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import pytest
 import torch
-from network_cases import CASES, Case, Step, step
+from network_cases import CALLS, CASES, Case, by_kernel, counts, step
 from test_cuda_alk import conv, conv_inputs
 from test_cuda_launches import simulated_only
 from traffic_counts import share
@@ -16,7 +15,6 @@ pytestmark = [pytest.mark.usefixtures("cuda_kernels"), simulated_only]
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 LEAST = 0.9  # of a kernel's loads and stores of maps
-SIZE = (32, 32)  # whole tiles of every kernel
 
 
 class Narrow(NamedTuple):
@@ -78,25 +76,17 @@ NARROW = {
 }
 
 
-@cache
-def counts(name: str, dtype: torch.dtype) -> Step:
-    return step(CASES[name], SIZE, dtype)
+calls = pytest.mark.parametrize(("name", "direction"), CALLS)
 
 
 def shares(name: str, direction: str, dtype: torch.dtype) -> dict[str, float]:
-    """By kernel; those that have nothing to do with maps are left out."""
-    kernels = [kernel for kernel in getattr(counts(name, dtype), direction) if kernel.accesses]
-    return {name: share([k for k in kernels if k.name == name]) for name in {k.name for k in kernels}}
-
-
-CALLS = [(name, "forward") for name in CASES] + [(name, "backward") for name, case in CASES.items() if case.trained]
-calls = pytest.mark.parametrize(("name", "direction"), CALLS)
+    return by_kernel(counts(name, dtype).kernels(direction), share)
 
 
 @calls
 def test_maps_are_accessed_by_128_bits(name: str, direction: str) -> None:
     found = shares(name, direction, HALF)
-    narrow = {kernel: round(share, 3) for kernel, share in found.items() if share < LEAST}
+    narrow = {kernel: round(wide, 3) for kernel, wide in found.items() if wide < LEAST}
     assert found and narrow == NARROW.get(f"{name} {direction}", Narrow("", {})).shares
 
 

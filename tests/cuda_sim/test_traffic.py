@@ -5,26 +5,13 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-import simulator
 import torch
-from simulator import Library, View
-from traffic_counts import Kernel, counted, share
+from simulator import View
+from traffic_counts import Kernel, probe, share
 
 pytestmark = pytest.mark.usefixtures("host_compiler")
 
 AS_MAP, BY_NUMBER, BY_VECTOR, IN_BACKGROUND = range(4)
-
-
-def run(name: str, *arguments: object) -> Kernel:
-    """The counts of the kernel that probe `name` starts."""
-    with counted() as found:
-        library = Library("traffic_probes").library
-        getattr(library, name).restype = ctypes.c_char_p
-        assert simulator.count is not None
-        with simulator.count(library):
-            assert getattr(library, name)(*arguments) is None
-    (kernel,) = found
-    return kernel
 
 
 def copy(how: int, step: int = 8) -> Kernel:
@@ -33,7 +20,7 @@ def copy(how: int, step: int = 8) -> Kernel:
     x, y = memory.permute(0, 1, 4, 2, 3)[:, :, :8]
     views = [ctypes.byref(View.of(t)) for t in (x, y)]
     beside = torch.zeros(8)
-    kernel = run("probe_copy", *views, ctypes.c_void_p(beside.data_ptr()), how)
+    kernel = probe("traffic_probes", "probe_copy", *views, ctypes.c_void_p(beside.data_ptr()), how)
     assert torch.equal(x, y) and kernel.name == "copy_kernel" and kernel.products == 0
     return kernel
 
@@ -60,5 +47,5 @@ def test_numbers_that_pass_through_functions_and_memory_beside_the_maps() -> Non
 
 
 def test_products_are_those_of_warps() -> None:
-    kernel = run("probe_products")
+    kernel = probe("traffic_probes", "probe_products")
     assert (kernel.name, kernel.products, kernel.accesses) == ("product_kernel", 2 * 2 * 3, 0)

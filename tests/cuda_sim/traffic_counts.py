@@ -1,4 +1,4 @@
-"""What simulated kernels do, counted (traffic.cpp): loads and stores of maps by width, and matrix products of warps."""
+"""What simulated kernels do, counted (traffic.cpp): accesses of maps by width, warps' matrix products, wavefronts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Kernel(NamedTuple):
     loads: tuple[int, ...]  # by width
     stores: tuple[int, ...]
     products: int
+    wavefronts: int  # of shared memory
+    conflicts: int  # those of them that bank conflicts add
+    row_conflicts: int  # those that they add to loads of matrices
 
     @property
     def accesses(self) -> int:
@@ -40,9 +43,9 @@ def _counts(library: ctypes.CDLL) -> list[Kernel]:
     library.fastsr_traffic_of.restype = ctypes.c_char_p
     found = []
     for i in range(library.fastsr_traffic_end()):
-        counts = (ctypes.c_int64 * (2 * len(WIDTHS) + 1))()
+        counts = (ctypes.c_int64 * (2 * len(WIDTHS) + 4))()
         name = re.split(r"[<(]", library.fastsr_traffic_of(i, counts).decode())[0].split("::")[-1]
-        found.append(Kernel(name, tuple(counts[: len(WIDTHS)]), tuple(counts[len(WIDTHS) : -1]), counts[-1]))
+        found.append(Kernel(name, tuple(counts[: len(WIDTHS)]), tuple(counts[len(WIDTHS) : -4]), *counts[-4:]))
     return found
 
 
@@ -64,6 +67,26 @@ def counted() -> Iterator[list[Kernel]]:
         simulator.count = None
 
 
-def share(kernels: list[Kernel]) -> float:
-    """Accesses of 128 bits among all of maps."""
-    return sum(k.wide for k in kernels) / sum(k.accesses for k in kernels)
+def probe(library: str, name: str, *arguments: object) -> Kernel:
+    """The counts of the kernel that launcher `name` of a library of probes starts."""
+    with counted() as found:
+        probes = simulator.Library(library).library
+        launcher = getattr(probes, name)
+        launcher.restype = ctypes.c_char_p
+        assert simulator.count is not None
+        with simulator.count(probes):
+            assert launcher(*arguments) is None
+    (kernel,) = found
+    return kernel
+
+
+def share(kernels: list[Kernel]) -> float | None:
+    """Accesses of 128 bits among all of maps, if there are any."""
+    accesses = sum(k.accesses for k in kernels)
+    return sum(k.wide for k in kernels) / accesses if accesses else None
+
+
+def conflicts(kernels: list[Kernel]) -> float | None:
+    """What bank conflicts add, among all wavefronts of shared memory, if there are any."""
+    wavefronts = sum(k.wavefronts for k in kernels)
+    return sum(k.conflicts for k in kernels) / wavefronts if wavefronts else None
