@@ -63,7 +63,7 @@ __device__ __forceinline__ void finish_row(const Conv3x3<T>& a, const float* sum
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kConvThreads, 2) conv3x3_kernel(const Conv3x3<T> a) {
+__global__ void __launch_bounds__(kConvThreads, ConvBlock<T, N>::kResident) conv3x3_kernel(const Conv3x3<T> a) {
   using B = ConvBlock<T, N>;
   convolve_tiles<B>(a.conv, [&](const float* sums, const float* bias, int64_t n, int y, int x0, int k0) {
     finish_row<B>(a, sums, bias, n, y, x0, k0);

@@ -158,9 +158,9 @@ struct ConvSums {
 template <class B, class T = typename B::T, class Finish>
 __device__ __forceinline__ void convolve_tiles(const Convolution<T>& a, Finish finish) {
   FASTSR_SHARED_MEMORY(memory);
-  uint32_t* weights = reinterpret_cast<uint32_t*>(memory);
-  float* bias = reinterpret_cast<float*>(memory + B::kWeightBytes);
-  T* halo = reinterpret_cast<T*>(bias + B::kOut);
+  float* bias = reinterpret_cast<float*>(memory);
+  uint32_t* weights = reinterpret_cast<uint32_t*>(bias + B::kOut);
+  T* halo = reinterpret_cast<T*>(weights + conv_weight_words<T>(B::kOut / 16));
   const int warp = threadIdx.x / 32;
   const int blocks = (a.outputs + B::kOut - 1) / B::kOut, k0 = blockIdx.x % blocks * B::kOut;
   float* stage = reinterpret_cast<float*>(halo) + warp * kTileColumns * B::kStagePitch;
@@ -175,10 +175,11 @@ __device__ __forceinline__ void convolve_tiles(const Convolution<T>& a, Finish f
     sums.clear();
     for (int c0 = 0; c0 < inputs; c0 += B::kIn) {
       const int channels = min(inputs - c0, B::kIn);
+      if (inputs > B::kIn || tile == blockIdx.x / blocks)  // where the halo will be
+        pack_conv_weights<T, B::kOut / 16, kConvThreads, B::kShared - 4 * B::kOut>(a.weights, k0, c0, channels,
+                                                                                   weights);
       fetch_pixels<kConvRows + 2, kHaloColumns, B::kPitch, kConvThreads>(a.x, a.tiles, n, y0 - 1, x0 - 1, c0,
                                                                          width_log2_of(channels), halo);
-      if (inputs > B::kIn || tile == blockIdx.x / blocks)
-        pack_conv_weights<T, B::kOut / 16, kConvThreads>(a.weights, k0, c0, channels, weights);
       wait_for_copies();
       __syncthreads();
       sums.add(halo, weights, channels);

@@ -83,7 +83,7 @@ __device__ __forceinline__ void finish_blocks(const Upsample<T>& a, const float*
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kConvThreads, 2) upsample_kernel(const Upsample<T> a) {
+__global__ void __launch_bounds__(kConvThreads, ConvBlock<T, N>::kResident) upsample_kernel(const Upsample<T> a) {
   using B = ConvBlock<T, N>;
   convolve_tiles<B>(a.conv, [&](const float* sums, const float* bias, int64_t n, int y, int x0, int k0) {
     finish_blocks<B>(a, sums, bias, n, y, x0, k0);

@@ -143,6 +143,27 @@ def test_float32_weights_beside_a_half_map() -> None:
     assert all(g.dtype == FLOAT and g.isfinite().all() for g in gradients[1:])
 
 
+@pytest.mark.parametrize(("c", "k"), [(58, 58), (7, 12), (70, 17)])
+@pytest.mark.parametrize(("dtype", "other"), [(HALF, FLOAT), (BFLOAT, HALF), (FLOAT, HALF)], ids=str)
+def test_results_do_not_depend_on_where_weights_begin_nor_on_their_dtype(
+    c: int, k: int, dtype: torch.dtype, other: torch.dtype
+) -> None:
+    """Weights are copied by words where they can be, else by numbers. Those here are the same in both dtypes."""
+    x, w, b = on_device(inputs((1, c, 9, 17), k, dtype, shortcut=False))
+    w, b = (t.mul(64).round().div(64) for t in (w, b))
+    grad = kc.moved(kc.feature_map((1, k, 9, 17), "nhwc", dtype, seed=2), DEVICE)
+    begins_late = torch.empty(w.numel() + 1, dtype=dtype, device=DEVICE)[1:].view_as(w).copy_(w)
+
+    def results(w: Tensor, b: Tensor) -> list[Tensor]:
+        with fastsr.backend("cuda"):
+            y = torch.ops.fastsr.conv3x3_gelu(x, w, b, None, 1)
+            return [y, torch.ops.fastsr.conv3x3_gelu_backward(grad, x, w, b, 1, True)[0]]
+
+    expected = results(w, b)
+    for given in (results(begins_late, b), results(w.to(other), b.to(other))):
+        assert all(torch.equal(a, e) for a, e in zip(given, expected, strict=True))
+
+
 @pytest.mark.parametrize("activation", ("gelu", "none"))
 def test_input_without_gradient(activation: Activation) -> None:
     x, w, b = on_device(inputs((1, 3, 12, 12), 58, shortcut=False))
