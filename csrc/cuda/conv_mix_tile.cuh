@@ -71,7 +71,10 @@ __device__ __forceinline__ void pack_matrix(const Parameter& p, int outputs, int
       constexpr int kOfWord = 4 / static_cast<int>(sizeof(T)), kOfRow = kMixChannels / kOfWord;
 #pragma unroll 2
       for (int i = threadIdx.x; i < kMatrixWords<T>; i += kMixThreads) {
-        const int of_row = i % kOfRow, input = kOfWord * of_row, column = i / kOfRow, output = output_at<O>(column);
+        // Neighbouring lanes read neighbours in memory.
+        const int of_row = transposed ? i / kMixChannels : i % kOfRow;
+        const int column = transposed ? i % kMixChannels : i / kOfRow;
+        const int input = kOfWord * of_row, output = output_at<O>(column);
         const int lane = column % 8 * 4 + of_row % 4, second = column / 8 % 2, behind = of_row / 4 % 2;
         const int word = are_rows<O> ? 2 * behind + second : 2 * second + behind;  // a0 to a3, or two times b0 and b1
         uint32_t& word_of = to[(of_row / 8 * 4 + column / 16) * 128 + 4 * lane + word];
