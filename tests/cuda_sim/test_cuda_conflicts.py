@@ -11,6 +11,7 @@ from traffic_counts import conflicts
 pytestmark = [pytest.mark.usefixtures("cuda_kernels"), simulated_only]
 
 MOST = 0.05  # of a kernel's wavefronts
+SLACK = 0.01  # compilers join and repeat loads differently
 NUMBERS = {"float16": (torch.float16, False), "TF32": (torch.float32, True)}
 
 PACKED = "weights are packed in the order in which products read them, word by word"
@@ -19,51 +20,38 @@ PAIRS = "in TF32 lanes store pairs of channels to pixels that are apart for load
 REASONS = {
     "bsconv_kernel": f"{PACKED}; {COPIED}; {PAIRS}",
     "bsconv_filters_kernel": f"{PACKED}; {COPIED}; {PAIRS}",
-    "bsconv_input_kernel": f"{PACKED}; {COPIED}",
-    "conv3x3_kernel": f"{PACKED}; {COPIED}; in 16 bits lanes take eight channels of the staged sums each",
-    "upsample_kernel": f"{PACKED}; pixels are shuffled where the staged sums are read",
+    "bsconv_input_kernel": f"{PACKED}, in the order of memory; {COPIED}",
+    "conv3x3_kernel": f"{COPIED}; in 16 bits lanes take eight channels of the staged sums each",
+    "upsample_kernel": "pixels are shuffled where the staged sums are read",
     "cca_finish_kernel": "hardly any wavefronts: once a CTA, each lane takes the attention of its eight channels",
 }
 # Kernels above MOST, with their share.
 CONFLICTS: dict[str, dict[str, dict[str, float]]] = {
     "float16": {
         "esa_cca forward": {"cca_finish_kernel": 0.355},
-        "conv3x3_gelu of 64 forward": {"conv3x3_kernel": 0.159},
-        "conv3x3_gelu of 64 backward": {"conv3x3_kernel": 0.159},
-        "conv3x3_gelu of 58 forward": {"conv3x3_kernel": 0.099},
-        "conv3x3_gelu of 58 backward": {"conv3x3_kernel": 0.099},
-        "conv3x3_gelu of 52 forward": {"conv3x3_kernel": 0.099},
-        "conv3x3_gelu of 52 backward": {"conv3x3_kernel": 0.099},
+        "conv3x3_gelu of 64 forward": {"conv3x3_kernel": 0.077},
         "conv3x3_gelu of 3 forward": {"conv3x3_kernel": 0.055},
-        "conv3x3_gelu of 3 backward": {"conv3x3_kernel": 0.111},
+        "bsconv of 3 forward": {"bsconv_kernel": 0.089},
+        "upsample forward": {"upsample_kernel": 0.123},
+        "conv3x3_gelu of 64 backward": {"conv3x3_kernel": 0.085},
         "bsconv backward": {"bsconv_filters_kernel": 0.053, "bsconv_input_kernel": 0.064},
         "bsconv to 32 backward": {"bsconv_filters_kernel": 0.106, "bsconv_input_kernel": 0.14},
-        "bsconv of 3 forward": {"bsconv_kernel": 0.089},
         "bsconv of 3 backward": {"bsconv_filters_kernel": 0.146, "bsconv_input_kernel": 0.095},
         "bsconv_stage backward": {"bsconv_filters_kernel": 0.088, "bsconv_input_kernel": 0.1},
-        "upsample forward": {"upsample_kernel": 0.2},
-        "upsample backward": {"conv3x3_kernel": 0.159},
+        "upsample backward": {"conv3x3_kernel": 0.105},
     },
     "TF32": {
         "esa_cca forward": {"cca_finish_kernel": 0.355},
-        "conv3x3_gelu of 64 forward": {"conv3x3_kernel": 0.296},
-        "conv3x3_gelu of 64 backward": {"conv3x3_kernel": 0.296},
-        "conv3x3_gelu of 58 forward": {"conv3x3_kernel": 0.297},
-        "conv3x3_gelu of 58 backward": {"conv3x3_kernel": 0.297},
-        "conv3x3_gelu of 52 forward": {"conv3x3_kernel": 0.279},
-        "conv3x3_gelu of 52 backward": {"conv3x3_kernel": 0.279},
         "conv3x3_gelu of 3 forward": {"conv3x3_kernel": 0.056},
-        "conv3x3_gelu of 3 backward": {"conv3x3_kernel": 0.199},
         "bsconv forward": {"bsconv_kernel": 0.088},
-        "bsconv backward": {"bsconv_filters_kernel": 0.126, "bsconv_input_kernel": 0.098},
         "bsconv to 32 forward": {"bsconv_kernel": 0.085},
-        "bsconv to 32 backward": {"bsconv_filters_kernel": 0.162, "bsconv_input_kernel": 0.154},
         "bsconv of 3 forward": {"bsconv_kernel": 0.184},
-        "bsconv of 3 backward": {"bsconv_filters_kernel": 0.278, "bsconv_input_kernel": 0.122},
         "bsconv_stage forward": {"bsconv_kernel": 0.083},
-        "bsconv_stage backward": {"bsconv_filters_kernel": 0.164, "bsconv_input_kernel": 0.134},
-        "upsample forward": {"upsample_kernel": 0.327},
-        "upsample backward": {"conv3x3_kernel": 0.267},
+        "upsample forward": {"upsample_kernel": 0.083},
+        "bsconv backward": {"bsconv_filters_kernel": 0.126, "bsconv_input_kernel": 0.202},
+        "bsconv to 32 backward": {"bsconv_filters_kernel": 0.162, "bsconv_input_kernel": 0.298},
+        "bsconv of 3 backward": {"bsconv_filters_kernel": 0.278, "bsconv_input_kernel": 0.237},
+        "bsconv_stage backward": {"bsconv_filters_kernel": 0.164, "bsconv_input_kernel": 0.266},
     },
 }
 
@@ -75,8 +63,10 @@ numbers = pytest.mark.parametrize("number", NUMBERS)
 @calls
 def test_bank_conflicts_add_at_most_5_percent(name: str, direction: str, number: str) -> None:
     found = by_kernel(counts(name, *NUMBERS[number]).kernels(direction), conflicts)
-    above = {kernel: round(share, 3) for kernel, share in found.items() if share > MOST}
-    assert above == CONFLICTS[number].get(f"{name} {direction}", {})
+    table = CONFLICTS[number].get(f"{name} {direction}", {})
+    most = {kernel: max(MOST, table[kernel] + SLACK) if kernel in table else MOST for kernel in found}
+    assert {kernel: share for kernel, share in found.items() if share > most[kernel]} == {}
+    assert {kernel: found[kernel] for kernel, share in table.items() if found[kernel] < share - SLACK} == {}
 
 
 def test_the_table_is_of_calls_that_there_are_and_says_why() -> None:
