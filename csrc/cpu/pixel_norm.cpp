@@ -1,4 +1,5 @@
 // fastsr::pixel_norm and its backward on the CPU: checks, dtypes, division of the work over threads.
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -25,8 +26,8 @@ void check(const Tensor& x, const Tensor& weight) {
 // Parameters are few; converting them here lets the kernels know one parameter type.
 template <class C>
 std::vector<C> parameters(const Tensor& p) {
-  const Tensor q = torch::stable::contiguous(
-      torch::stable::to(p, std::is_same_v<C, double> ? ScalarType::Double : ScalarType::Float));
+  constexpr ScalarType kDtype = std::is_same_v<C, double> ? ScalarType::Double : ScalarType::Float;
+  const Tensor q = torch::stable::contiguous(p.scalar_type() == kDtype ? p : torch::stable::to(p, kDtype));
   const C* data = static_cast<const C*>(q.const_data_ptr());
   return std::vector<C>(data, data + q.numel());
 }
@@ -105,10 +106,18 @@ Tensor pixel_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
   return y;
 }
 
+template <class C>
+Tensor sums_as(const Tensor& weight, const std::vector<double>& sums, ScalarType dtype) {
+  Tensor out = torch::stable::new_empty(weight, {weight.numel()}, dtype);
+  std::transform(sums.begin(), sums.end(), static_cast<C*>(out.mutable_data_ptr()),
+                 [](double sum) { return static_cast<C>(sum); });
+  return out;
+}
+
 Tensor parameter_gradient(const Tensor& weight, const std::vector<double>& sums) {
-  Tensor exact = torch::stable::new_empty(weight, {weight.numel()}, ScalarType::Double);
-  std::copy(sums.begin(), sums.end(), static_cast<double*>(exact.mutable_data_ptr()));
-  return torch::stable::to(exact, weight.scalar_type());
+  if (weight.scalar_type() == ScalarType::Double) return sums_as<double>(weight, sums, ScalarType::Double);
+  const Tensor out = sums_as<float>(weight, sums, ScalarType::Float);
+  return weight.scalar_type() == ScalarType::Float ? out : torch::stable::to(out, weight.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> pixel_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,

@@ -3,52 +3,66 @@
 //
 //   t = x * scale,  xhat = (t - mean_c(t)) * rstd,  y = xhat * weight + bias + shortcut
 //   g = grad * weight,  dt = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),  dx = dt * scale (+ add_statistics)
-#include "channel_norm.inl"
+#include "pixel_norm_pixels.inl"
 #include "rows.inl"
 
 namespace fastsr::cpu {
 namespace {
 
-// Moments of one channel block over a few pixels, by two passes over the cache. Values are shifted by the first
-// pixel, so that the mean of a constant map is that constant exactly and its variance zero.
-template <class Kind>
+// Mean and sum of squared deviations of V neighbouring vectors of channels (or, with kind Scalar, of V channels) over a
+// few pixels, by two passes over the cache. Values are shifted by the first pixel, so that the mean of a constant map
+// is that constant exactly and its variance zero. As many vectors side by side as the registers hold: one after
+// another, each would wait for its own lines of every pixel.
+template <int V, class Kind>
 FASTSR_INLINE void cca_block_moments(const float* x, int64_t x_stride, int64_t pixels, Kind kind, float* mean,
                                      float* squares) {
-  const auto shift = load_as(kind, x);
-  auto sum = shift - shift, sum2 = sum, other = sum, other2 = sum;
-  int64_t p = 0;
-  for (; p + 2 <= pixels; p += 2) {
-    sum += load_as(kind, x + p * x_stride) - shift;
-    other += load_as(kind, x + (p + 1) * x_stride) - shift;
+  constexpr int64_t kStep = std::is_same_v<Kind, Vector> ? kLanes : 1;
+  using Value = decltype(load_as(kind, x));
+  const auto over_pixels = [&](const Value(&centre)[V], Value(&even)[V], Value(&odd)[V], auto term) {
+    int64_t p = 0;
+#pragma GCC unroll 1
+    for (; p + 2 <= pixels; p += 2)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        even[v] += term(load_as(kind, x + p * x_stride + v * kStep) - centre[v]);
+        odd[v] += term(load_as(kind, x + (p + 1) * x_stride + v * kStep) - centre[v]);
+      }
+    if (p < pixels)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) even[v] += term(load_as(kind, x + p * x_stride + v * kStep) - centre[v]);
+  };
+  Value centre[V], even[V] = {}, odd[V] = {};
+  for (int v = 0; v < V; ++v) centre[v] = load_as(kind, x + v * kStep);
+  over_pixels(centre, even, odd, [](Value d) { return d; });
+  for (int v = 0; v < V; ++v) {
+    centre[v] += (even[v] + odd[v]) * (1.f / static_cast<float>(pixels));
+    store_as(kind, mean + v * kStep, centre[v]);
+    even[v] = odd[v] = Value{};
   }
-  for (; p < pixels; ++p) sum += load_as(kind, x + p * x_stride) - shift;
-  const auto m = shift + (sum + other) * (1.f / static_cast<float>(pixels));
-  for (p = 0; p + 2 <= pixels; p += 2) {
-    const auto a = load_as(kind, x + p * x_stride) - m, b = load_as(kind, x + (p + 1) * x_stride) - m;
-    sum2 += a * a;
-    other2 += b * b;
-  }
-  for (; p < pixels; ++p) {
-    const auto a = load_as(kind, x + p * x_stride) - m;
-    sum2 += a * a;
-  }
-  store_as(kind, mean, m);
-  store_as(kind, squares, sum2 + other2);
+  over_pixels(centre, even, odd, [](Value d) { return d * d; });
+  for (int v = 0; v < V; ++v) store_as(kind, squares + v * kStep, even[v] + odd[v]);
 }
 
 void cca_moments(const float* x, int64_t x_stride, int64_t pixels, int64_t channels, ChannelMoments& into) {
   // Chan's merge; the first pixels find a count of zero.
   const double count = into.count + static_cast<double>(pixels), share = static_cast<double>(pixels) / count;
   const double weight = into.count * share;
-  over<float>(channels, [&](int64_t c, auto kind) {
-    alignas(64) float mean[kLanes], squares[kLanes];
-    cca_block_moments(x + c, x_stride, pixels, kind, mean, squares);
-    const int64_t width = std::is_same_v<decltype(kind), Vector> ? kLanes : 1;
+  alignas(64) float mean[4 * kLanes], squares[4 * kLanes];
+  const auto merge = [&](int64_t c, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
       const double delta = static_cast<double>(mean[i]) - into.mean[c + i];
       into.mean[c + i] += delta * share;
       into.squares[c + i] += static_cast<double>(squares[i]) + delta * delta * weight;
     }
+  };
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
+    cca_block_moments<4>(x + c, x_stride, pixels, Vector{}, mean, squares);
+    merge(c, 4 * kLanes);
+  }
+  over<float>(channels - c, [&](int64_t at, auto kind) {
+    cca_block_moments<1>(x + c + at, x_stride, pixels, kind, mean, squares);
+    merge(c + at, std::is_same_v<decltype(kind), Vector> ? kLanes : 1);
   });
   into.count = count;
 }
@@ -196,7 +210,40 @@ FASTSR_INLINE void cca_backward_strip(const CcaNormBackward& a, Count channels) 
   });
 }
 
+// The networks' 64 channels with a norm, kLanes pixels of `a` from `first` on.
+FASTSR_INLINE void cca_backward_64(const CcaNormBackward& a, int64_t first) {
+  constexpr int kGroups = 64 / kLanes;
+  const channel_norm::Channels channels(64);
+  const float *x = a.x + first * a.x_stride, *grad = a.grad + first * a.grad_stride;
+  float* dx = a.dx + first * a.dx_stride;
+  alignas(64) float t[kLanes * 64];
+#pragma GCC unroll 1
+  for (int i = 0; i < kLanes; ++i)
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g)
+      store(t + i * 64 + g * kLanes, load(x + i * a.x_stride + g * kLanes) * load(a.scale + g * kLanes));
+  vf scale_sums[kGroups];
+  for (int g = 0; g < kGroups; ++g) scale_sums[g] = load(a.d_scale + g * kLanes);
+  pixel_norm::backward_groups<kGroups>({grad, a.grad_stride}, {t, 64}, channels, a.norm_weight, a.eps, a.d_weight,
+                                       a.d_bias, [&](int i, int64_t g, vf dt) {
+                                         scale_sums[g] += dt * load(x + i * a.x_stride + g * kLanes);
+                                         store(dx + i * a.dx_stride + g * kLanes, dt * load(a.scale + g * kLanes));
+                                       });
+  for (int g = 0; g < kGroups; ++g) store(a.d_scale + g * kLanes, scale_sums[g]);
+}
+
 void cca_backward(const CcaNormBackward& a) {
+  if (a.norm_weight && a.channels == 64) {
+    int64_t first = 0;
+    for (; first + kLanes <= a.pixels; first += kLanes) cca_backward_64(a, first);
+    if (first == a.pixels) return;
+    CcaNormBackward rest = a;
+    rest.grad += first * a.grad_stride;
+    rest.x += first * a.x_stride;
+    rest.dx += first * a.dx_stride;
+    rest.pixels -= first;
+    return cca_backward_strip(rest, std::integral_constant<int64_t, 64>{});
+  }
   with_channels(a.channels, [&](auto channels) { cca_backward_strip(a, channels); });
 }
 
