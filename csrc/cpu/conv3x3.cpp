@@ -24,7 +24,7 @@ const Conv3x3WeightGradientKernels& choose_gradient(int64_t c, int64_t k, int64_
 }  // namespace
 
 PackedConv3x3 pack_conv3x3(const Tensor& weight, const Tensor* bias, int64_t h, int64_t w, bool transposed) {
-  const Tensor natural = float_parameter(weight);
+  const Tensor natural = dense(weight);
   const int64_t k = weight.size(0), c = weight.size(1);
   const float* data = float_data(natural);
   const Conv3x3Algorithm& algorithm = choose(c, k, h, w);
@@ -69,11 +69,11 @@ Tensor conv3x3_input_gradient(const Tensor& x, const Tensor& weight, const float
   const int64_t columns = padded_channels(k);
   OutputMap dx(x, {n, c, h, w}, output_format(x));
   const bool is_float = x.scalar_type() == ScalarType::Float;
-  const Tensor written = is_float ? dx.nhwc() : torch::stable::to(dx.nhwc(), ScalarType::Float);
+  const Tensor written = in_dtype(dx.nhwc(), ScalarType::Float);
   Conv3x3Args<float> args{n, k, h, w, c};
   args.x = {g, h * w * columns, w * columns, columns};
   args.y = write_map<float>(written);
-  const Tensor addend = added ? side_by_side(torch::stable::to(*added, ScalarType::Float)) : x;
+  const Tensor addend = added ? side_by_side(in_dtype(*added, ScalarType::Float)) : x;
   if (added) args.shortcut = read_map<float>(addend);
   run_conv3x3(pack_conv3x3(weight, nullptr, h, w, true), args);
   if (!is_float) {
@@ -107,7 +107,7 @@ std::pair<Tensor, Tensor> conv3x3_weight_gradient(const Tensor& x, const Tensor&
   float* dw = static_cast<float*>(d_weight.mutable_data_ptr());
   parallel_bands(c, [&](int64_t i) { kernel.finish(sums.get(), ranges, c, k, dw, i, i + 1); });
   sum_ranges(sums.get(), ranges, size, k, static_cast<float*>(d_bias.mutable_data_ptr()));
-  return {torch::stable::to(d_weight, weight.scalar_type()), torch::stable::to(d_bias, bias.scalar_type())};
+  return {in_dtype(d_weight, weight.scalar_type()), in_dtype(d_bias, bias.scalar_type())};
 }
 
 }  // namespace fastsr::cpu

@@ -9,7 +9,7 @@ constexpr int64_t kPixelsPerRange = 1024, kMaxRanges = 64;  // of the parameters
 
 // [K, C, 1, 1] (or [C, 1, 3, 3] seen as [C, 9]) as [C][K], rows padded with zeros.
 Buffer<float> transposed_matrix(const Tensor& weight, int64_t rows, int64_t columns) {
-  const Tensor w = float_parameter(weight);
+  const Tensor w = dense(weight);
   const float* from = float_data(w);
   Buffer<float> to = make_buffer<float>(columns * padded_channels(rows));
   std::fill_n(to.get(), columns * padded_channels(rows), 0.f);
@@ -20,7 +20,7 @@ Buffer<float> transposed_matrix(const Tensor& weight, int64_t rows, int64_t colu
 
 // [rows][columns] with rows padded with zeros.
 Buffer<float> padded_matrix(const Tensor& weight, int64_t rows, int64_t columns) {
-  const Tensor w = float_parameter(weight);
+  const Tensor w = dense(weight);
   const int64_t step = padded_channels(columns);
   Buffer<float> to = make_buffer<float>(rows * step);
   std::fill_n(to.get(), rows * step, 0.f);
@@ -45,7 +45,7 @@ Tensor parameter_gradient(const Tensor& like, const float* sums, int64_t ranges,
     sum_ranges(sums + c * padded_channels(rows), ranges, step, rows, total.data());
     for (int64_t r = 0; r < rows; ++r) to[r * columns + c] = total[r];
   }
-  return torch::stable::to(gradient, like.scalar_type());
+  return in_dtype(gradient, like.scalar_type());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "isa/types.h"
 #include "layout.h"
 #include "parallel.h"
+#include "weights.h"
 
 namespace fastsr::cpu {
 
@@ -18,15 +19,11 @@ ConvMap<T> write_map(const Tensor& x) {
   return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
 }
 
-// A contiguous float copy of a parameter, or the parameter itself.
-inline Tensor float_parameter(const Tensor& x) {
-  return torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
-}
 inline const float* float_data(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 
 // A vector padded with zeros to whole vectors of 16.
 inline Buffer<float> padded_vector(const Tensor& v) {
-  const Tensor f = float_parameter(v);
+  const Tensor f = dense(v);
   const int64_t size = f.numel(), padded = padded_channels(size);
   Buffer<float> to = make_buffer<float>(padded);
   std::fill(std::copy_n(float_data(f), size, to.get()), to.get() + padded, 0.f);

@@ -7,6 +7,7 @@
 #include "isa/table.h"
 #include "layout.h"
 #include "parallel.h"
+#include "weights.h"
 
 namespace fastsr::cpu {
 namespace {
@@ -27,7 +28,7 @@ void check(const Tensor& x, const Tensor& weight) {
 template <class C>
 std::vector<C> parameters(const Tensor& p) {
   constexpr ScalarType kDtype = std::is_same_v<C, double> ? ScalarType::Double : ScalarType::Float;
-  const Tensor q = torch::stable::contiguous(p.scalar_type() == kDtype ? p : torch::stable::to(p, kDtype));
+  const Tensor q = dense(p, kDtype);
   const C* data = static_cast<const C*>(q.const_data_ptr());
   return std::vector<C>(data, data + q.numel());
 }
@@ -116,8 +117,7 @@ Tensor sums_as(const Tensor& weight, const std::vector<double>& sums, ScalarType
 
 Tensor parameter_gradient(const Tensor& weight, const std::vector<double>& sums) {
   if (weight.scalar_type() == ScalarType::Double) return sums_as<double>(weight, sums, ScalarType::Double);
-  const Tensor out = sums_as<float>(weight, sums, ScalarType::Float);
-  return weight.scalar_type() == ScalarType::Float ? out : torch::stable::to(out, weight.scalar_type());
+  return in_dtype(sums_as<float>(weight, sums, ScalarType::Float), weight.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> pixel_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,

@@ -165,7 +165,7 @@ void over_strips(int64_t width, int64_t strip, Body&& body) {
 // ---- parameters
 
 inline std::vector<float> to_floats(const Tensor& p) {
-  const Tensor q = torch::stable::contiguous(torch::stable::to(p, ScalarType::Float));
+  const Tensor q = dense(p);
   const float* data = static_cast<const float*>(q.const_data_ptr());
   return std::vector<float>(data, data + q.numel());
 }
@@ -187,7 +187,7 @@ Tensor parameter_gradient(const Tensor& p, Value&& value) {
   Tensor exact = torch::stable::new_empty(p, sizes, ScalarType::Float);
   float* data = static_cast<float*>(exact.mutable_data_ptr());
   for (int64_t i = 0, count = p.numel(); i < count; ++i) data[i] = static_cast<float>(value(i));
-  return p.scalar_type() == ScalarType::Float ? exact : torch::stable::to(exact, p.scalar_type());
+  return in_dtype(exact, p.scalar_type());
 }
 
 // Sums of parameter gradients: one array of `size` floats per range of items, added up in order afterwards. Ranges

@@ -57,7 +57,7 @@ struct PackedParameters {
   PackedParameters(const Shape& s, const Tensor& natural_weight, const Tensor& natural_bias)
       : weight(torch::stable::new_empty(natural_weight, natural_weight.sizes(), ScalarType::Float)),
         bias(torch::stable::new_empty(natural_bias, natural_bias.sizes(), ScalarType::Float)) {
-    const Tensor w = float_parameter(natural_weight), b = float_parameter(natural_bias);
+    const Tensor w = dense(natural_weight), b = dense(natural_bias);
     float *to_weight = static_cast<float*>(weight.mutable_data_ptr()),
           *to_bias = static_cast<float*>(bias.mutable_data_ptr());
     for (int64_t m = 0; m < s.outputs(); ++m) {

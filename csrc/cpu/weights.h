@@ -7,12 +7,23 @@
 
 namespace fastsr::cpu {
 
+// In `dtype`, the tensor itself if it has that. PyTorch is asked only where there is something to do: its operators are
+// looked up by name, which takes longer than reading a small parameter.
+inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+// Contiguous and in `dtype`, which most parameters are in inference and training.
+inline Tensor dense(const Tensor& t, ScalarType dtype = ScalarType::Float) {
+  const Tensor converted = in_dtype(t, dtype);
+  return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
+}
+
 // A parameter as contiguous float32.
 class FloatParameter {
  public:
   explicit FloatParameter(const Tensor& p)
-      : tensor_(torch::stable::contiguous(torch::stable::to(p, ScalarType::Float))),
-        data_(static_cast<const float*>(tensor_.const_data_ptr())) {}
+      : tensor_(dense(p)), data_(static_cast<const float*>(tensor_.const_data_ptr())) {}
   float operator[](int64_t i) const { return data_[i]; }
 
  private:
@@ -35,7 +46,7 @@ Tensor gradient_of(const Tensor& parameter, Value&& value) {
   const Tensor exact = torch::stable::new_empty(parameter, size, ScalarType::Float);
   float* to = static_cast<float*>(exact.mutable_data_ptr());
   for (int64_t i = 0; i < exact.numel(); ++i) to[i] = static_cast<float>(value(i));
-  return torch::stable::to(exact, parameter.scalar_type());
+  return in_dtype(exact, parameter.scalar_type());
 }
 
 }  // namespace fastsr::cpu

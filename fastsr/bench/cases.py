@@ -13,7 +13,7 @@ import fastsr
 from fastsr import nn as fnn
 from fastsr import ops
 from fastsr.bench.registry import Registry, parse_size
-from fastsr.nn.layers import conv3x3, conv_bias, depthwise
+from fastsr.nn.layers import conv3x3, conv_weights, depthwise
 from fastsr.reference import Activation, Residual
 
 TORCH_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -110,7 +110,7 @@ class _Conv3x3Gelu(nn.Module):
         self.conv = conv3x3(channels[0], channels[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv3x3_gelu(x, self.conv.weight, conv_bias(self.conv))
+        return ops.conv3x3_gelu(x, *conv_weights(self.conv))
 
 
 class _ConvMix(nn.Module):
@@ -121,7 +121,7 @@ class _ConvMix(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         convs = (self.dwc, self.pwc, self.c5)
-        return ops.conv_mix(x, shortcut, *(value for conv in convs for value in (conv.weight, conv_bias(conv))))
+        return ops.conv_mix(x, shortcut, *(value for conv in convs for value in conv_weights(conv)))
 
 
 class _Pointwise(nn.Module):
@@ -130,7 +130,7 @@ class _Pointwise(nn.Module):
         self.conv, self.activation = nn.Conv2d(sum(channels), out_channels, 1), activation
 
     def forward(self, *maps: Tensor) -> Tensor:
-        return ops.pointwise(maps, self.conv.weight, conv_bias(self.conv), activation=self.activation)
+        return ops.pointwise(maps, *conv_weights(self.conv), activation=self.activation)
 
 
 class _Upsample(nn.Module):
@@ -140,7 +140,7 @@ class _Upsample(nn.Module):
         self.scale, self.residual = scale, residual
 
     def forward(self, x: Tensor, lr: Tensor) -> Tensor:
-        weight, bias = self.conv.weight, conv_bias(self.conv)
+        weight, bias = conv_weights(self.conv)
         return ops.upsample(x, weight, bias, lr, scale=self.scale, residual=self.residual)
 
 

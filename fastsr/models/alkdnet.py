@@ -11,7 +11,7 @@ from fastsr.errors import InputError
 from fastsr.models.base import SuperResolutionNet, resolve_scale
 from fastsr.nn import ALKDB, ESDB, ALKConv, BSConvU, PixelShuffleUp
 from fastsr.nn.blocks import parts_of
-from fastsr.nn.layers import Fusion, conv3x3, conv_bias, in_autocast_dtype, pack_pointwise
+from fastsr.nn.layers import Fusion, conv3x3, conv_weights, in_autocast_dtype, pack_pointwise
 from fastsr.nn.together import Ready, packed_together
 
 COPIES = 4  # the input image is concatenated this many times (ALKDNet, equation 1)
@@ -142,8 +142,7 @@ class ALKDNet(_BlueprintNet):
     def enlarge(self, x: Tensor) -> Tensor:
         return ops.upsample(
             self._features(x, self.feature_residual),
-            self.c_up.weight,
-            conv_bias(self.c_up),
+            *conv_weights(self.c_up),
             x,
             scale=self.scale,
             residual="anchor" if self.anchor_residual else "none",

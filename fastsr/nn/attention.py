@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsr import ops
-from fastsr.nn.layers import BSConvU, Packing, PixelNorm, conv3x3, conv_bias
+from fastsr.nn.layers import BSConvU, Packing, PixelNorm, child, conv3x3, conv_weights, parameter
 from fastsr.ops.esa import esa_min_size
 from fastsr.reference import BlueprintESAWeights, PlainESAWeights
 
@@ -27,7 +27,7 @@ class PlainESA(Packing):
 
     @property
     def conv2_padding(self) -> int:
-        return int(self.conv2.padding[0])
+        return int(child(self, "conv2").padding[0])
 
     @property
     def min_size(self) -> int:
@@ -38,8 +38,8 @@ class PlainESA(Packing):
         kept: PlainESAWeights | None = self.looked_up()
         if kept is not None:
             return kept
-        convs = (self.conv1, self.conv2, self.conv3, self.conv_f, self.conv4)
-        return PlainESAWeights(*(value for conv in convs for value in (conv.weight, conv_bias(conv))))
+        convs = (child(self, name) for name in ("conv1", "conv2", "conv3", "conv_f", "conv4"))
+        return PlainESAWeights(*(value for conv in convs for value in conv_weights(conv)))
 
     def forward(self, x: Tensor, overwrite: bool = False, reduced: Tensor | None = None) -> Tensor:
         """With `overwrite` the result may take the place of `x`; `reduced` is what it is in `fastsr.ops.esa`."""
@@ -69,7 +69,7 @@ class BlueprintESA(Packing):
 
     @property
     def conv2_padding(self) -> int:
-        return int(self.conv2.dw.padding[0])
+        return int(child(child(self, "conv2"), "dw").padding[0])
 
     @property
     def min_size(self) -> int:
@@ -80,11 +80,11 @@ class BlueprintESA(Packing):
         kept: BlueprintESAWeights | None = self.looked_up()
         if kept is not None:
             return kept
-        values = [self.conv1.weight, conv_bias(self.conv1)]
-        for separable in (self.conv2, self.conv_max, self.conv3, self.conv3_):
-            values += [separable.pw.weight, separable.dw.weight, conv_bias(separable.dw)]
-        for conv in (self.conv_f, self.conv4):
-            values += [conv.weight, conv_bias(conv)]
+        values = [*conv_weights(child(self, "conv1"))]
+        for name in ("conv2", "conv_max", "conv3", "conv3_"):
+            values += child(self, name).weights()
+        for name in ("conv_f", "conv4"):
+            values += conv_weights(child(self, name))
         return BlueprintESAWeights._make(values)
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
@@ -141,7 +141,6 @@ class CCA(nn.Module):
 
     def weights(self, norm: PixelNorm | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """The parameters in the operators' order, with those of the norm."""
-        down, up = self.conv_du[0], self.conv_du[2]
-        assert isinstance(down, nn.Conv2d) and isinstance(up, nn.Conv2d)
-        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
-        return down.weight, conv_bias(down), up.weight, conv_bias(up), gamma, beta
+        between = child(self, "conv_du")
+        gamma, beta = (None, None) if norm is None else (parameter(norm, "weight"), parameter(norm, "bias"))
+        return *conv_weights(child(between, "0")), *conv_weights(child(between, "2")), gamma, beta

@@ -14,8 +14,9 @@ from fastsr.nn.layers import (
     BSConvU,
     Packing,
     PixelNorm,
+    child,
     conv3x3,
-    conv_bias,
+    conv_weights,
     depthwise,
     fused_conv3x3,
     fused_pointwise,
@@ -50,7 +51,8 @@ def _is_plain(conv: nn.Module) -> bool:
     own = conv.__dict__
     if type(conv) is not BSConvU or own.get("forward") or own.get("stage") or _is_observed(conv):
         return False
-    return conv.dw.stride == (1, 1) and conv.dw.padding == (1, 1)
+    dw = child(conv, "dw")
+    return dw.stride == (1, 1) and dw.padding == (1, 1)
 
 
 def _may_be_ready(conv: ALKConv) -> bool:
@@ -75,8 +77,7 @@ def _is_recorded(module: nn.Module) -> bool:
 
 def _reducing(block: _DistillationBlock | _LocalBlock) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The parameters of the last 1x1 in front of the ESA, and of the 1x1 that it begins with."""
-    c5, conv1 = block.c5, block.esa.conv1
-    return c5.weight, conv_bias(c5), conv1.weight, conv_bias(conv1)
+    return *conv_weights(block.c5), *conv_weights(block.esa.conv1)
 
 
 class _DistillationBlock(Packing):
@@ -187,7 +188,7 @@ class ALKDB(_DistillationBlock):
         if len(ready) < len(convs):
             return []
         distils = (self.c1_d, self.c2_d, self.c3_d)
-        beside = [*((distil.weight, conv_bias(distil)) for distil in distils), _reducing(self)]
+        beside = [*(conv_weights(distil) for distil in distils), _reducing(self)]
         return [(conv.weights(), rest) for conv, rest in zip(ready, beside, strict=True)]
 
 
@@ -212,25 +213,25 @@ class ESDB(_DistillationBlock):
         return ops.blueprint_block(x, *weights, **settings)
 
     def _convs(self) -> tuple[BSConvU, ...]:
-        return self.c1_r, self.c2_r, self.c3_r, self.c4
+        return tuple(child(self, name) for name in ("c1_r", "c2_r", "c3_r", "c4"))
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Those of `fastsr.ops.blueprint_block` behind x."""
-        convs, distils = self._convs(), (self.c1_d, self.c2_d, self.c3_d)
+        convs, distils = self._convs(), [child(self, name) for name in ("c1_d", "c2_d", "c3_d")]
+        c5, esa = self.c5, self.esa
         weights = [
             [
-                (distil.weight, conv_bias(distil), *conv.weights())
+                (*conv_weights(distil), *conv.weights())
                 for conv, distil in zip(convs, distils, strict=False)  # the last one distils nothing
             ],
-            self.c4.weights(),
-            self.c5.weight,
-            conv_bias(self.c5),
-            self.esa.weights(),
+            convs[-1].weights(),
+            *conv_weights(c5),
+            esa.weights(),
             *self.cca.weights(self.pixel_norm),
         ]
-        packed = (*(conv.packed for conv in convs), packed_weights(self.c5), self.esa.packed)
+        packed = (*(conv.packed for conv in convs), packed_weights(c5), esa.packed)
         return weights, {
-            "conv2_padding": self.esa.conv2_padding,
+            "conv2_padding": esa.conv2_padding,
             "eps": eps_of(self.pixel_norm),
             "packed": packed,
         }
@@ -321,35 +322,23 @@ class MLRB(_LocalBlock):
         self.esa = PlainESA(num_feat, esa_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pwc is None:
-            y = fused_conv3x3(self.c1_r, x, self.activation)
-            y = fused_conv3x3(self.c2_r, y, self.activation, shortcut=x)
+        c1, c2, dwc, pwc = (child(self, name) for name in ("c1_r", "c2_r", "dwc", "pwc"))
+        if pwc is None:
+            y = fused_conv3x3(c1, x, self.activation)
+            y = fused_conv3x3(c2, y, self.activation, shortcut=x)
             y, reduced = self._condense(y)
             return self._attend(y, reduced)
-        mix = (
-            None if self.dwc is None else self.dwc.weight,
-            None if self.dwc is None else conv_bias(self.dwc),
-            self.pwc.weight,
-            conv_bias(self.pwc),
-            self.c5.weight,
-            conv_bias(self.c5),
-        )
+        dw_weight, dw_bias = (None, None) if dwc is None else conv_weights(dwc)
+        mix = (dw_weight, dw_bias, *conv_weights(pwc), *conv_weights(self.c5))
         if self._fuses("conv_mix", x):
-            y = fused_conv3x3(self.c1_r, x, self.activation)
-            y = fused_conv3x3(self.c2_r, y, self.activation)
-            conv1 = self.esa.conv1
-            y, reduced = ops.conv_mix_reduce(y, x, *mix, conv1.weight, conv_bias(conv1), activation=self.activation)
+            y = fused_conv3x3(c1, x, self.activation)
+            y = fused_conv3x3(c2, y, self.activation)
+            conv1 = conv_weights(self.esa.conv1)
+            y, reduced = ops.conv_mix_reduce(y, x, *mix, *conv1, activation=self.activation)
             return self._attend(y, reduced)
-        y = ops.mixer_block(
-            x,
-            self.c1_r.weight,
-            conv_bias(self.c1_r),
-            self.c2_r.weight,
-            conv_bias(self.c2_r),
-            *mix,
-            activation=self.activation,
-            packed=(packed_weights(self.c1_r), packed_weights(self.c2_r)),
-        )
+        weights = (*conv_weights(c1), *conv_weights(c2), *mix)
+        packed = (packed_weights(c1), packed_weights(c2))
+        y = ops.mixer_block(x, *weights, activation=self.activation, packed=packed)
         return self._attend(y, None)
 
     def pack(self) -> None:
