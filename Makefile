@@ -32,8 +32,9 @@ $(VENV)/.built: $(VENV)/.packages setup.py $(NATIVE)
 demo: setup
 	@$(BIN)/python -m fastsr demo --output $(OUT) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
+# Each file of tests in one of two processes, as their compilers and simulators keep one processor busy.
 test: setup
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # The compiled operators' tests once under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 SANITIZED := build/sanitize
