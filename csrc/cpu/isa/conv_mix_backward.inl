@@ -83,8 +83,16 @@ void conv_mix_backward_block(const ConvMixGradient<T>& args, float* scratch, flo
   }
   load_pixels(args.dy, n, h, w, f.k, pixels, b.dy, out_columns);
   load_pixels(f.shortcut, n, h, w, f.c, pixels, b.t, columns);
-  block_product<kMixChunk>(b.d, columns, f.c, f.weights.pw, columns, b.p, pixels);
-  block_product<kMixChunk>(b.dy, out_columns, f.k, args.c5_rows, columns, b.dt, pixels);
+  // Fetched meanwhile: where results go, and what the next block is the first to read.
+  MixAhead ahead = mix_ahead(f, &args.dy, n, h, w, pixels);
+  Prefetch d_shortcut(args.d_shortcut, n, h, w, pixels, f.c);
+  const auto to = [columns](float* y) {
+    return [=](int64_t p, int64_t o, vf sum) { store(y + p * columns + o, sum); };
+  };
+  block_product<kMixChunk>(b.d, columns, f.c, f.weights.pw, columns, pixels, to(b.p),
+                           [&] { d_shortcut.some(kMixFetch); });
+  block_product<kMixChunk>(b.dy, out_columns, f.k, args.c5_rows, columns, pixels, to(b.dt),
+                           [&] { ahead.dy.some(kMixFetch); });
   store_pixels(b.dt, columns, args.d_shortcut, n, h, w, f.c, pixels);
   for (int64_t i = 0; i < size; i += columns)
     for (int64_t c = 0; c < columns; c += kLanes) {
@@ -97,11 +105,14 @@ void conv_mix_backward_block(const ConvMixGradient<T>& args, float* scratch, flo
   add_weight_gradient(b.d, columns, f.c, b.p, columns, pixels, sums + at.pw);
   add_column_sums(b.p, columns, pixels, sums + at.pw_bias);
   if (!f.weights.dw) {
-    block_product<kMixChunk>(b.p, columns, f.c, args.pw_rows, columns, b.dd, pixels);
+    block_product<kMixChunk>(b.p, columns, f.c, args.pw_rows, columns, pixels, to(b.dd), [] {});
     return store_pixels(b.dd, columns, args.dx, n, h, w, f.c, pixels);
   }
   float *dd = b.dd, *dq = args.dq + pixel * columns;
-  block_product<kMixChunk>(b.p, columns, f.c, args.pw_rows, columns, dd, pixels);
+  block_product<kMixChunk>(b.p, columns, f.c, args.pw_rows, columns, pixels, to(dd), [&] {
+    ahead.shortcut.some(kMixFetch);
+    ahead.x.some(kMixFetch);
+  });
   for (int64_t i = 0; i < size; i += kLanes) {
     const vf g = load(dd + i);
     store(args.dd + pixel * columns + i, g);
@@ -137,14 +148,16 @@ void conv_mix_finish_backward(const ConvMixGradient<T>& args, float* scratch, in
         vf weight[9];
 #pragma GCC unroll 9
         for (int tap = 0; tap < 9; ++tap) weight[tap] = load(f.weights.dw + (8 - tap) * columns + c);
-        for (int64_t p = 0; p < pixels; ++p) {
-          vf s = load(dd + p * columns + c);
-#pragma GCC unroll 3
-          for (int r = 0; r < 3; ++r)
-#pragma GCC unroll 3
-            for (int q = 0; q < 3; ++q) s += load(g.data + r * g.row + (p + q) * g.column + c) * weight[3 * r + q];
-          store(sum + p * columns + c, s);
-        }
+        const auto run = [&](auto count, int64_t p) {
+          constexpr int R = decltype(count)::value;
+          vf s[R];
+#pragma GCC unroll 4
+          for (int i = 0; i < R; ++i) s[i] = load(dd + (p + i) * columns + c);
+          depthwise_run<R>(g.data + p * g.column + c, g.row, g.column, weight, s);
+#pragma GCC unroll 4
+          for (int i = 0; i < R; ++i) store(sum + (p + i) * columns + c, s[i]);
+        };
+        over_runs(pixels, run);
       }
       store_pixels(sum, columns, args.dx, n, h, w, f.c, pixels);
     }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "conv_tools.inl"
+#include "prefetch.inl"
 
 namespace fastsr::cpu {
 namespace {
@@ -37,6 +38,14 @@ FASTSR_INLINE void depthwise_run(const T* from, int64_t row, int64_t column, con
     }
 }
 
+// Calls run(constant R, p) for all pixels, R of them at a time.
+template <class Run>
+FASTSR_INLINE void over_runs(int64_t pixels, Run&& run) {
+  int64_t p = 0;
+  for (; p + kDepthwiseRun <= pixels; p += kDepthwiseRun) run(std::integral_constant<int, kDepthwiseRun>{}, p);
+  for (; p < pixels; ++p) run(std::integral_constant<int, 1>{}, p);
+}
+
 // d for `pixels` pixels: the depthwise convolution, its activation, + x; `before` keeps the activation's argument.
 template <Activation activation, class T>
 void mix_depthwise(const ConvMixArgs<T>& args, const Window<T>& x, int64_t pixels, float* d, float* before = nullptr) {
@@ -60,21 +69,43 @@ void mix_depthwise(const ConvMixArgs<T>& args, const Window<T>& x, int64_t pixel
         store(d + (p + i) * columns + c, activate<activation>(q[i]) + load(from + x.row + (i + 1) * x.column));
       }
     };
-    int64_t p = 0;
-    for (; p + kDepthwiseRun <= pixels; p += kDepthwiseRun) run(std::integral_constant<int, kDepthwiseRun>{}, p);
-    for (; p < pixels; ++p) run(std::integral_constant<int, 1>{}, p);
+    over_runs(pixels, run);
   }
 }
+
+// Rows that the block of pixels behind the one at (n, h, w) is the first to read, to be fetched meanwhile.
+struct MixAhead {
+  Prefetch x, shortcut, dy;
+};
+
+// dy: of the backward, or null.
+template <class T>
+MixAhead mix_ahead(const ConvMixArgs<T>& args, const ConvMap<const T>* dy, int64_t n, int64_t h, int64_t w,
+                   int64_t pixels) {
+  w += pixels;
+  if (w == args.w) {
+    w = 0;
+    if (++h == args.h) {
+      h = 0;
+      ++n;
+    }
+  }
+  if (n == args.n) return {};
+  const int64_t next = std::min<int64_t>(kBlockPixels, args.w - w);
+  const int64_t below = std::min(args.h - 1, h + (args.weights.dw ? 1 : 0));
+  return {Prefetch(args.x, n, below, w, next, args.c), Prefetch(args.shortcut, n, h, w, next, args.c),
+          dy ? Prefetch(*dy, n, h, w, next, args.k) : Prefetch()};
+}
+
+constexpr int64_t kMixFetch = 24;  // lines between two register tiles
 
 template <Activation activation, class T>
 void conv_mix_block(const ConvMixArgs<T>& args, float* scratch, int64_t n, int64_t h, int64_t w, int64_t pixels) {
   const int64_t columns = conv_mix_columns(args.c), out_columns = conv_mix_columns(args.k);
   float *d = scratch, *e = d + kBlockPixels * columns;
   // Fetched meanwhile: what this block ends in, and what the next one is the first to read.
-  const int64_t next = std::min(args.w, w + pixels), below = std::min(args.h - 1, h + (args.weights.dw ? 1 : 0));
-  Prefetch y(args.y, n, h, w, pixels, args.k),
-      shortcut(args.shortcut, n, h, next, std::min(pixels, args.w - next), args.c),
-      x(args.x, n, below, next, std::min(pixels, args.w - next), args.c);
+  Prefetch y(args.y, n, h, w, pixels, args.k);
+  MixAhead ahead = mix_ahead<T>(args, nullptr, n, h, w, pixels);
   if (args.weights.dw) {
     T* patch = reinterpret_cast<T*>(e + kBlockPixels * columns);
     const Window<T> from = window(args.x, args.c, args.h, args.w, n, h - 1, w - 1, 3, pixels + 2, patch);
@@ -84,7 +115,7 @@ void conv_mix_block(const ConvMixArgs<T>& args, float* scratch, int64_t n, int64
   }
   block_product<kMixChunk>(
       d, columns, args.c, args.weights.pw, columns, pixels,
-      [&](int64_t p, int64_t c, vf sum) { store(e + p * columns + c, sum); }, [&] { y.some(24); });
+      [&](int64_t p, int64_t c, vf sum) { store(e + p * columns + c, sum); }, [&] { y.some(kMixFetch); });
   for (int64_t p = 0; p < pixels; ++p) {
     const T* shortcut = args.shortcut.at(n, h, w + p);
     for (int64_t c = 0; c < args.c; c += kLanes) {
@@ -98,8 +129,8 @@ void conv_mix_block(const ConvMixArgs<T>& args, float* scratch, int64_t n, int64
         store_first(args.y.at(n, h, w + p) + k, sum + load(args.weights.c5_bias + k), args.k - k);
       },
       [&] {
-        shortcut.some(24);
-        x.some(24);
+        ahead.shortcut.some(kMixFetch);
+        ahead.x.some(kMixFetch);
       });
 }
 

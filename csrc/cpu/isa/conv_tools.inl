@@ -15,8 +15,8 @@ FASTSR_INLINE int64_t vector_begin(int64_t c, int64_t channels) {
 }
 
 // rows x columns pixels from (n, y, x) on: a view into the map, or a copy in `patch` with zeros where the window
-// passes the map's border. The copy's pixels are a multiple of vectors apart, and so are those of a map whose pixels
-// are shorter than a vector.
+// passes the map's border. The copy's pixels follow one another as the map's do, but for pixels that are shorter than a
+// vector or not dense: then they are a multiple of vectors apart.
 template <class T>
 struct Window {
   const T* data;
@@ -27,9 +27,22 @@ FASTSR_INLINE Window<T> window(const ConvMap<const T>& map, int64_t c, int64_t h
                                int64_t x, int64_t rows, int64_t columns, T* patch) {
   if (y >= 0 && x >= 0 && y + rows <= h && x + columns <= w && c >= kLanes)
     return {map.at(n, y, x), map.stride_h, map.stride_w};
+  const int64_t left = std::max<int64_t>(0, -x), right = std::min(columns, w - x);
+  if (c >= kLanes && map.stride_w == c) {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* const to = patch + r * columns * c;
+      if (y + r < 0 || y + r >= h) {
+        std::memset(to, 0, columns * c * sizeof(T));
+        continue;
+      }
+      std::memset(to, 0, left * c * sizeof(T));
+      std::memcpy(to + left * c, map.at(n, y + r, x + left), (right - left) * c * sizeof(T));
+      std::memset(to + right * c, 0, (columns - right) * c * sizeof(T));
+    }
+    return {patch, columns * c, c};
+  }
   const int64_t channels = round_up(c, kLanes);
   std::memset(patch, 0, rows * columns * channels * sizeof(T));
-  const int64_t left = std::max<int64_t>(0, -x), right = std::min(columns, w - x);
   for (int64_t r = std::max<int64_t>(0, -y); r < std::min(rows, h - y); ++r)
     for (int64_t q = left; q < right; ++q)
       std::memcpy(patch + (r * columns + q) * channels, map.at(n, y + r, x + q), c * sizeof(T));
