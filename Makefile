@@ -34,7 +34,7 @@ demo: setup
 
 # Each file of tests in one of two processes, as their compilers and simulators keep one processor busy.
 test: setup
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The compiled operators' tests once under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 SANITIZED := build/sanitize
