@@ -29,6 +29,10 @@ constexpr std::chrono::microseconds kLooks{100}, kLooksForEnd{20};
 // are then not asked: what asking costs where they never come in time is the inverse.
 constexpr std::chrono::microseconds kTooLate{500};
 constexpr int kNotAsked = 50;
+// Lateness of threads that were asleep says nothing: on an idle machine, too, the system wakes them on the caller's
+// processor and takes a time slice or two to find the other one. For so long after a loop torch's threads look for the
+// next, and so long after they were woken they have processors of their own if there are any.
+constexpr std::chrono::milliseconds kAwake{1}, kSettled{10};
 
 // Whether `changed` came true within `time`.
 template <class Changed>
@@ -130,8 +134,9 @@ class Team {
 };
 
 std::atomic<Team*> current{nullptr};
-std::atomic<bool> forked{false};       // in a child
-std::atomic<Clock::rep> own_until{0};  // until when the team runs all loops
+std::atomic<bool> forked{false};                         // in a child
+std::atomic<Clock::rep> own_until{0};                    // until when the team runs all loops
+std::atomic<Clock::rep> awake_until{0}, awake_since{0};  // torch's threads: loops followed one another, when
 
 // Never destroyed: its threads may be asleep in it when the process ends. A forked child has none of them and gets a
 // team of its own.
@@ -167,10 +172,14 @@ bool wants_own_threads() {
   return until != 0 && Clock::now().time_since_epoch().count() < until;
 }
 
-void tell_wait(std::chrono::nanoseconds wait) {
-  if (wait < kTooLate) return;
+void tell_loop(Clock::time_point began, std::chrono::nanoseconds wait) {
+  const Clock::time_point now = Clock::now();
+  const Clock::rep begin = began.time_since_epoch().count();
+  if (begin > awake_until) awake_since = begin;
+  awake_until = (now + kAwake).time_since_epoch().count();
+  if (wait < kTooLate || Clock::duration(begin - awake_since) < kSettled) return;
   static const bool binds = openmp_binds_threads();
-  if (!binds) own_until = (Clock::now() + kNotAsked * wait).time_since_epoch().count();
+  if (!binds) own_until = (now + kNotAsked * wait).time_since_epoch().count();
 }
 
 }  // namespace fastsr::cpu

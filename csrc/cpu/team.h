@@ -25,7 +25,8 @@ void call_together(int64_t others, void (*run)(void*), void* context);
 // while after a loop of torch's waited for a late thread, unless OpenMP binds threads to processors (OMP_PROC_BIND):
 // new threads would share the processor of the one that makes them.
 bool wants_own_threads();
-void tell_wait(std::chrono::nanoseconds wait);
+// A loop of torch's threads began then, and the last of them began so long after the end of all work.
+void tell_loop(std::chrono::steady_clock::time_point began, std::chrono::nanoseconds wait);
 
 // How the processor treats numbers below the normal ones (torch.set_flush_denormal): while this lives as the calling
 // thread does, for results must not depend on who computes them.
@@ -68,6 +69,7 @@ void together(int64_t threads, Run&& run) {
   using Clock = std::chrono::steady_clock;
   const std::thread::id caller = std::this_thread::get_id();
   const FloatMode::Mode mode = FloatMode::current();
+  const Clock::time_point began = Clock::now();
   // When the caller found no more work, and how much later the last thread began.
   std::atomic<Clock::rep> finished{0}, late{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
@@ -76,7 +78,7 @@ void together(int64_t threads, Run&& run) {
     for (; first < last; ++first) run();
     if (std::this_thread::get_id() == caller) finished = Clock::now().time_since_epoch().count();
   });
-  tell_wait(Clock::duration(late));
+  tell_loop(began, Clock::duration(late));
 }
 
 }  // namespace fastsr::cpu
