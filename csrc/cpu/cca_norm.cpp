@@ -165,12 +165,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cca_norm_back
   });
   const auto from = [](const std::vector<double>& v) { return [&v](int64_t i) { return v[i]; }; };
   return {dx.finish(),
-          parameter_gradient(du0_weight, from(g.w0)),
-          parameter_gradient(du0_bias, from(g.b0)),
-          parameter_gradient(du2_weight, from(g.w2)),
-          parameter_gradient(du2_bias, from(g.b2)),
-          parameter_gradient(norm_weight ? *norm_weight : du2_bias, from(d_weight)),
-          parameter_gradient(norm_weight ? *norm_weight : du2_bias, from(d_bias))};
+          gradient_of(du0_weight, from(g.w0)),
+          gradient_of(du0_bias, from(g.b0)),
+          gradient_of(du2_weight, from(g.w2)),
+          gradient_of(du2_bias, from(g.b2)),
+          gradient_of(norm_weight ? *norm_weight : du2_bias, from(d_weight)),
+          gradient_of(norm_weight ? *norm_weight : du2_bias, from(d_bias))};
 }
 
 }  // namespace

@@ -16,11 +16,11 @@ using Gradients = std::vector<Tensor>;  // in the order of the operator's weight
 // Writes a gradient from sums [columns of the input][f or more of the output], weight [K, C, 1, 1].
 Tensor pointwise_gradient(const Tensor& weight, const double* sums, int64_t columns) {
   const int64_t c = weight.size(1);
-  return parameter_gradient(weight, [&](int64_t i) { return sums[i % c * columns + i / c]; });
+  return gradient_of(weight, [&](int64_t i) { return sums[i % c * columns + i / c]; });
 }
 
 Tensor bias_gradient(const Tensor& bias, const double* sums) {
-  return parameter_gradient(bias, [&](int64_t i) { return sums[i]; });
+  return gradient_of(bias, [&](int64_t i) { return sums[i]; });
 }
 
 // Calls body(image, row, sums) for every row of `map` and returns the sums of all, `size` of them.
@@ -78,7 +78,7 @@ void conv_backward(const Conv3x3& conv, const PaddedMap& in, const PaddedMap& u,
       float* memory = scratch();
       std::copy_n(transposed_row(n, r, memory, memory + (in.w + 4) * f), in.w * f, d_in.row(n, r));
     });
-    gradients[conv.first] = parameter_gradient(weights[conv.first], [&](int64_t i) {
+    gradients[conv.first] = gradient_of(weights[conv.first], [&](int64_t i) {
       const int64_t inner = weights[conv.first].size(0), tap = i % 9, c = i / 9 % inner, k = i / 9 / inner;
       return sums[(tap * f + c) * f + k];
     });
@@ -93,8 +93,7 @@ void conv_backward(const Conv3x3& conv, const PaddedMap& in, const PaddedMap& u,
     kernels().rows.gemm({&gradient, 1, in.w, conv.transposed, f, nullptr, 0, d_in.row(n, r), f, f});
   });
   gradients[conv.first] = pointwise_gradient(weights[conv.first], pointwise.data(), f);
-  gradients[conv.first + 1] =
-      parameter_gradient(weights[conv.first + 1], [&](int64_t i) { return sums[i % 9 * f + i / 9]; });
+  gradients[conv.first + 1] = gradient_of(weights[conv.first + 1], [&](int64_t i) { return sums[i % 9 * f + i / 9]; });
   gradients[conv.first + 2] = bias_gradient(weights[conv.first + 2], sums.data() + taps);
 }
 
@@ -160,7 +159,7 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& grad, const Tenso
   MapWriter dx(kOp, x, {n, w.c, h, width});
   Gradients gradients;
   if (x.numel() == 0) {
-    for (const Tensor& p : weights) gradients.push_back(parameter_gradient(p, [](int64_t) { return 0.f; }));
+    for (const Tensor& p : weights) gradients.push_back(gradient_of(p, [](int64_t) { return 0.f; }));
     return {dx.finish(), gradients};
   }
   gradients = weights;  // every entry is replaced below

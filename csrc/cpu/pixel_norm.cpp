@@ -107,17 +107,11 @@ Tensor pixel_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
   return y;
 }
 
-template <class C>
-Tensor sums_as(const Tensor& weight, const std::vector<double>& sums, ScalarType dtype) {
-  Tensor out = torch::stable::new_empty(weight, {weight.numel()}, dtype);
-  std::transform(sums.begin(), sums.end(), static_cast<C*>(out.mutable_data_ptr()),
-                 [](double sum) { return static_cast<C>(sum); });
-  return out;
-}
-
 Tensor parameter_gradient(const Tensor& weight, const std::vector<double>& sums) {
-  if (weight.scalar_type() == ScalarType::Double) return sums_as<double>(weight, sums, ScalarType::Double);
-  return in_dtype(sums_as<float>(weight, sums, ScalarType::Float), weight.scalar_type());
+  if (weight.scalar_type() != ScalarType::Double) return gradient_of(weight, [&](int64_t i) { return sums[i]; });
+  Tensor exact = torch::stable::new_empty(weight, {weight.numel()}, ScalarType::Double);
+  std::copy(sums.begin(), sums.end(), static_cast<double*>(exact.mutable_data_ptr()));
+  return exact;
 }
 
 std::tuple<Tensor, Tensor, Tensor> pixel_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,

@@ -250,8 +250,8 @@ Gradients gradients(const Tensor& grad, const std::vector<Tensor>& inputs, const
   std::vector<Tensor> d_inputs;
   for (MapWriter& d : dx) d_inputs.push_back(d.finish());
   return {d_inputs,
-          parameter_gradient(weight, [&](int64_t i) { return total[i % s.in_channels * columns + i / s.in_channels]; }),
-          parameter_gradient(bias, [&](int64_t i) { return total[s.in_channels * columns + i]; }),
+          gradient_of(weight, [&](int64_t i) { return total[i % s.in_channels * columns + i / s.in_channels]; }),
+          gradient_of(bias, [&](int64_t i) { return total[s.in_channels * columns + i]; }),
           d_shortcut ? d_shortcut->finish() : torch::stable::new_empty(grad, {0})};
 }
 

@@ -180,16 +180,6 @@ Buffer<float> pack_matrix(int64_t rows, int64_t columns, Value&& value) {
   return out;
 }
 
-// A new parameter gradient shaped and typed like `p`, element i of its contiguous order = value(i).
-template <class Value>
-Tensor parameter_gradient(const Tensor& p, Value&& value) {
-  const auto sizes = p.sizes();
-  Tensor exact = torch::stable::new_empty(p, sizes, ScalarType::Float);
-  float* data = static_cast<float*>(exact.mutable_data_ptr());
-  for (int64_t i = 0, count = p.numel(); i < count; ++i) data[i] = static_cast<float>(value(i));
-  return in_dtype(exact, p.scalar_type());
-}
-
 // Sums of parameter gradients: one array of `size` floats per range of items, added up in order afterwards. Ranges
 // depend on nothing but sizes, so the result does not depend on the threads.
 class RangeSums {

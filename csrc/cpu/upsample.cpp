@@ -231,8 +231,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> upsample_backward(const Tensor& grad,
   for (int64_t m = 0; m < s.outputs(); ++m) packed[s.natural(m)] = m;
   const float *dw = float_data(d_weight), *db = float_data(d_bias);
   const int64_t filter = s.c * 9;
-  return {dx, parameter_gradient(weight, [&](int64_t i) { return dw[packed[i / filter] * filter + i % filter]; }),
-          parameter_gradient(bias, [&](int64_t i) { return db[packed[i]]; }), d_lr};
+  return {dx, gradient_of(weight, [&](int64_t i) { return dw[packed[i / filter] * filter + i % filter]; }),
+          gradient_of(bias, [&](int64_t i) { return db[packed[i]]; }), d_lr};
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 // Parameters on their way to the kernels and back: checks, float32, packing, gradients.
 #pragma once
 
-#include <vector>
-
 #include "../checks.h"
 
 namespace fastsr::cpu {
@@ -41,11 +39,9 @@ inline void pack_transposed(const Tensor& weight, int64_t n, int64_t c, float* t
 // A gradient of `parameter`'s shape and dtype, with value(i) in its i-th element.
 template <class Value>
 Tensor gradient_of(const Tensor& parameter, Value&& value) {
-  std::vector<int64_t> size(parameter.dim());
-  for (size_t i = 0; i < size.size(); ++i) size[i] = parameter.size(i);
-  const Tensor exact = torch::stable::new_empty(parameter, size, ScalarType::Float);
+  const Tensor exact = torch::stable::new_empty(parameter, parameter.sizes(), ScalarType::Float);
   float* to = static_cast<float*>(exact.mutable_data_ptr());
-  for (int64_t i = 0; i < exact.numel(); ++i) to[i] = static_cast<float>(value(i));
+  for (int64_t i = 0, count = exact.numel(); i < count; ++i) to[i] = static_cast<float>(value(i));
   return in_dtype(exact, parameter.scalar_type());
 }
 
