@@ -65,8 +65,8 @@ def test_bands_change_nothing(cpu_isa: str, shape: tuple[int, ...], k: int) -> N
 
 
 def test_many_bands() -> None:
-    """Bands of 8192 pixels: more than one, with rows carried over and a last one that is smaller."""
-    for shape in ((1, 8, 70, 500), (2, 8, 900, 23), (1, 8, 7, 3001)):
+    """Bands of 12288 pixels: so many that the rows between the convolutions go round in their memory more than once."""
+    for shape in ((1, 20, 150, 500), (2, 8, 2700, 23), (1, 8, 61, 3001), (1, 5, 150, 500)):
         tensors = inputs(shape, 8)
         whole = function()(*(t.requires_grad_() for t in tensors))
         with torch.no_grad():

@@ -35,20 +35,24 @@ inline void check_over(const char* op, const Tensor& x, const Tensor& shortcut) 
                   ": x itself is to be written over; pass another map as shortcut");
 }
 
-// Items [first, last) of args' convolution by `algorithm`.
+// One item of args' convolution by `algorithm`, on this thread.
 template <class T>
-void run_conv3x3(const Conv3x3Algorithm& algorithm, const Conv3x3Args<T>& args, int64_t first, int64_t last) {
-  parallel_runs(last - first, [&](int64_t i, bool) {
-    float* scratch = thread_scratch<float, Conv3x3Scratch>(algorithm.scratch_size(args.c, args.k, args.w));
-    typed<T>(algorithm.run_f32, algorithm.run_f16, algorithm.run_bf16)(args, scratch, first + i);
-  });
+void run_conv3x3_item(const Conv3x3Algorithm& algorithm, const Conv3x3Args<T>& args, int64_t item) {
+  float* scratch = thread_scratch<float, Conv3x3Scratch>(algorithm.scratch_size(args.c, args.k, args.w));
+  typed<T>(algorithm.run_f32, algorithm.run_f16, algorithm.run_bf16)(args, scratch, item);
+}
+// All of it.
+template <class T>
+void run_conv3x3(const Conv3x3Algorithm& algorithm, const Conv3x3Args<T>& args) {
+  parallel_runs(algorithm.items(args.n, args.h, args.w),
+                [&](int64_t i, bool) { run_conv3x3_item(algorithm, args, i); });
 }
 // All of it; `packed` and `bias` of args are filled in here.
 template <class T>
 void run_conv3x3(const PackedConv3x3& packed, Conv3x3Args<T>& args) {
   args.packed = packed.weights.get();
   args.bias = packed.bias.get();
-  run_conv3x3(*packed.algorithm, args, 0, packed.algorithm->items(args.n, args.h, args.w));
+  run_conv3x3(*packed.algorithm, args);
 }
 
 // g = dy * act'(pre) in float, the channels of each pixel padded to whole vectors of 16; without `pre`, dy itself.

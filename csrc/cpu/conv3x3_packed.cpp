@@ -54,7 +54,7 @@ void forward(const Tensor& x, const Tensor& packed, int64_t channels, const std:
     args.activation = activation;
     if (shortcut) args.shortcut = read_map<T>(added);
     args.y = write_map<T>(y);
-    run_conv3x3(algorithm, args, 0, algorithm.items(args.n, args.h, args.w));
+    run_conv3x3(algorithm, args);
   });
 }
 

@@ -146,7 +146,7 @@ Tensor conv_mix(const Tensor& x, const Tensor& shortcut, const std::optional<Ten
     using T = decltype(type);
     const ConvMixArgs<T> args{
         n, c, h, w, k, activation, packed.view(), read_map<T>(from), read_map<T>(added), write_map<T>(out.nhwc())};
-    run_conv_mix(args, 0, n * h);
+    run_conv_mix(args);
   });
   return out.finish();
 }

@@ -29,15 +29,21 @@ inline const auto& conv_mix_kernels(BFloat16) { return kernels().conv_mix.bf16; 
 
 struct MixScratch {};
 
-// Rows [first, last) of the n * h rows.
+// Rows [first, last) of the n * h rows, on this thread.
 template <class T>
-void run_conv_mix(const ConvMixArgs<T>& args, int64_t first, int64_t last) {
-  constexpr int64_t kPixelsPerTask = 192;
-  const int64_t step = std::max<int64_t>(1, kPixelsPerTask / args.w);
-  parallel_runs((last - first + step - 1) / step, [&](int64_t i, bool) {
-    float* scratch = thread_scratch<float, MixScratch>(kernels().conv_mix.scratch_size(args.c, args.k));
-    conv_mix_kernels(T{}).forward(args, scratch, first + i * step, std::min(last, first + (i + 1) * step));
-  });
+void run_conv_mix_rows(const ConvMixArgs<T>& args, int64_t first, int64_t last) {
+  float* scratch = thread_scratch<float, MixScratch>(kernels().conv_mix.scratch_size(args.c, args.k));
+  conv_mix_kernels(T{}).forward(args, scratch, first, last);
+}
+// Rows that are worth a task.
+inline int64_t conv_mix_rows_per_task(int64_t w) { return std::max<int64_t>(1, 192 / w); }
+
+// All rows.
+template <class T>
+void run_conv_mix(const ConvMixArgs<T>& args) {
+  const int64_t rows = args.n * args.h, step = conv_mix_rows_per_task(args.w);
+  parallel_runs((rows + step - 1) / step,
+                [&](int64_t i, bool) { run_conv_mix_rows(args, i * step, std::min(rows, (i + 1) * step)); });
 }
 
 // Of x, shortcut and the parameters in the order of the operator's arguments; empty for those that are left out.

@@ -2,10 +2,10 @@
 //
 //   y1 = act(conv3x3(x)),  y2 = act(conv3x3(y1)),  y = conv_mix(y2, x)
 //
-// Without autograd the three run one behind the other down an image, a band of rows at a time, so that y1 and y2 exist
-// for a few rows only: two maps fewer in the peak of a network's memory. With it, the arguments of the two activations
-// are kept in place of y1 and y2: the backward gets those back for one activation each, and need not repeat the
-// convolutions.
+// Without autograd the three go down an image together, each some rows behind the one before it, so that y1 and y2
+// exist for a few rows only: two maps fewer in the peak of a network's memory. With it, the arguments of the two
+// activations are kept in place of y1 and y2: the backward gets those back for one activation each, and need not repeat
+// the convolutions.
 #include "conv3x3.h"
 #include "conv_mix.h"
 
@@ -13,7 +13,8 @@ namespace fastsr::cpu {
 namespace {
 
 constexpr const char* kOp = "mixer_block";
-constexpr int64_t kBandPixels = 8192;
+// Of a step. Fewer make threads wait for one another more often, more no longer stay in the shared cache.
+constexpr int64_t kBandPixels = 12288;
 
 void check_conv(const Tensor& weight, const Tensor& bias, int64_t in, int64_t out, const char* name) {
   STD_TORCH_CHECK(
@@ -30,71 +31,76 @@ void check(const Tensor& x, const Tensor& c1_weight, const Tensor& c1_bias, cons
   check_conv(c2_weight, c2_bias, x.size(1), x.size(1), "c2");
 }
 
-// The rows of a map that a band needs; they move down the image with it.
-class MovingRows {
- public:
-  // For about `rows` rows at a time; more is possible and costs an allocation.
-  MovingRows(int64_t width, int64_t channels, int64_t rows) : channels_(channels), row_(width * channels) {
-    grow(rows);
-  }
+// What is done together: items of the two convolutions and rows of the mixer, which need only what was done before.
+struct Step {
+  int64_t first1, last1, first2, last2, first_row, last_row;
+  int64_t oldest1, oldest2;  // the first rows of y1 and y2 that are still read
+};
+// The steps of one image, and how many rows of y1 and y2 exist at a time.
+struct Plan {
+  std::vector<Step> steps;
+  int64_t rows1 = 0, rows2 = 0;
+};
 
-  // Forgets the rows before `first` and makes room for those before `last`.
-  void move(int64_t first, int64_t last) {
-    const int64_t kept = std::max<int64_t>(0, last_ - first);
-    const float* from = memory_.get() + (first - first_) * row_;
-    if (last - first > capacity_) {
-      const Buffer<float> before = grow(last - first);
-      std::copy_n(from, kept * row_, memory_.get());
-    } else if (kept > 0 && first > first_) {
-      std::memmove(memory_.get(), from, kept * row_ * sizeof(float));
-    }
-    first_ = first;
-    last_ = last;
+// In every step the first convolution does a band of rows, and the others go as far as the rows complete before allow.
+Plan plan(const Conv3x3Algorithm& conv, int64_t h, int64_t w) {
+  const int64_t band = std::max<int64_t>(6, kBandPixels / w);
+  // The rows that a 3x3 convolution can do when only the first `complete` rows of its input are there; also the first
+  // one that it reads when it has done `complete` of its own.
+  const auto above = [&](int64_t complete) { return complete == h ? h : std::max<int64_t>(0, complete - 1); };
+  Plan plan;
+  Step s{};
+  for (int64_t target = band; s.last_row < h; target += band) {
+    const int64_t complete1 = conv.rows_completed(h, w, s.last1), complete2 = conv.rows_completed(h, w, s.last2);
+    const int64_t end1 = std::min(h, target), end2 = above(complete1);
+    s = {s.last1,    conv.items_within(h, w, end1),          s.last2,          conv.items_within(h, w, end2),
+         s.last_row, std::max(s.last_row, above(complete2)), above(complete2), above(s.last_row)};
+    plan.rows1 = std::max(plan.rows1, end1 - s.oldest1);
+    plan.rows2 = std::max(plan.rows2, end2 - s.oldest2);
+    plan.steps.push_back(s);
   }
-  // As a map of the whole image, of which only these rows exist.
+  return plan;
+}
+
+// Memory for the last `rows` rows of w * channels numbers, which take turns in it.
+class RowRing {
+ public:
+  RowRing(int64_t w, int64_t channels, int64_t rows)
+      : channels_(channels), row_(w * channels), rows_(rows), memory_(make_buffer<float>(rows * row_)) {}
+  // As a map of the image, of which only the rows from `oldest` on exist.
   template <class T = float>
-  ConvMap<T> map() const {
-    return {memory_.get() - first_ * row_, 0, row_, channels_};
+  ConvMap<T> map(int64_t oldest) const {
+    const int64_t begin = oldest / rows_ * rows_;
+    return {memory_.get() - begin * row_, 0, row_, channels_, begin + rows_, rows_ * row_};
   }
 
  private:
-  Buffer<float> grow(int64_t rows) {
-    capacity_ = rows;
-    return std::exchange(memory_, make_buffer<float>(rows * row_));
-  }
-
-  int64_t channels_, row_, capacity_ = 0, first_ = 0, last_ = 0;
+  int64_t channels_, row_, rows_;
   Buffer<float> memory_;
 };
 
-// One image in bands: each convolution goes as far as the rows before it allow.
-void run_in_bands(const Conv3x3Algorithm& conv, Conv3x3Args<float> first, Conv3x3Args<float> second,
+void run_in_steps(const Conv3x3Algorithm& conv, Conv3x3Args<float> first, Conv3x3Args<float> second,
                   ConvMixArgs<float> mix) {
-  const int64_t h = first.h, w = first.w, step = std::max<int64_t>(6, kBandPixels / w);
-  // A band, and the rows behind it that the next convolution could not finish.
-  const int64_t room = std::min(h, step + 12);
-  MovingRows y1(w, first.k, room), y2(w, second.k, room);
-  int64_t items1 = 0, items2 = 0, rows = 0;
-  for (int64_t target = step; rows < h; target += step) {
-    const int64_t end = std::min(h, target), next1 = conv.items_within(h, w, end);
-    y1.move(std::max<int64_t>(0, conv.rows_completed(h, w, items2) - 1), end);
-    first.y = y1.map();
-    run_conv3x3(conv, first, items1, next1);
-    items1 = next1;
-
-    const int64_t complete1 = conv.rows_completed(h, w, items1), end2 = complete1 == h ? h : complete1 - 1;
-    const int64_t next2 = conv.items_within(h, w, std::max<int64_t>(0, end2));
-    y2.move(std::max<int64_t>(0, rows - 1), std::max<int64_t>(rows, end2));
-    second.x = y1.map<const float>();
-    second.y = y2.map();
-    run_conv3x3(conv, second, items2, next2);
-    items2 = next2;
-
-    const int64_t complete2 = conv.rows_completed(h, w, items2);
-    const int64_t next = complete2 == h ? h : std::max(rows, complete2 - 1);
-    mix.x = y2.map<const float>();
-    run_conv_mix(mix, rows, next);
-    rows = next;
+  const auto [steps, rows1, rows2] = plan(conv, first.h, first.w);
+  const RowRing y1(first.w, first.k, rows1), y2(first.w, second.k, rows2);
+  const int64_t mix_rows = conv_mix_rows_per_task(mix.w);
+  for (const Step& s : steps) {
+    first.y = y1.map(s.oldest1);
+    second.x = y1.map<const float>(s.oldest1);
+    second.y = y2.map(s.oldest2);
+    mix.x = y2.map<const float>(s.oldest2);
+    const int64_t count1 = s.last1 - s.first1, count2 = s.last2 - s.first2;
+    const int64_t tasks = (s.last_row - s.first_row + mix_rows - 1) / mix_rows;
+    parallel_runs(tasks + count2 + count1, [&](int64_t i, bool) {
+      if (i < tasks) {
+        const int64_t row = s.first_row + i * mix_rows;
+        run_conv_mix_rows(mix, row, std::min(s.last_row, row + mix_rows));
+      } else if (i < tasks + count2) {
+        run_conv3x3_item(conv, second, s.first2 + i - tasks);
+      } else {
+        run_conv3x3_item(conv, first, s.first1 + i - tasks - count2);
+      }
+    });
   }
 }
 
@@ -138,20 +144,19 @@ std::tuple<Tensor, Tensor, Tensor> mixer_block(const Tensor& x, const Tensor& c1
   if (keeps) {
     const Tensor y1 = empty_feature_map(x, inner, MemoryFormat::ChannelsLast),
                  y2 = empty_feature_map(x, inner, MemoryFormat::ChannelsLast);
-    const int64_t items = packed1.algorithm->items(n, h, w);
     first.y = write_map<float>(y1);
     first.pre = write_map<float>(pre1);
-    run_conv3x3(*packed1.algorithm, first, 0, items);
+    run_conv3x3(*packed1.algorithm, first);
     second.x = read_map<float>(y1);
     second.y = write_map<float>(y2);
     second.pre = write_map<float>(pre2);
-    run_conv3x3(*packed2.algorithm, second, 0, items);
+    run_conv3x3(*packed2.algorithm, second);
     mix.x = read_map<float>(y2);
-    run_conv_mix(mix, 0, n * h);
+    run_conv_mix(mix);
   } else {
     first.n = second.n = mix.n = 1;
     for (int64_t i = 0; i < n; ++i) {
-      run_in_bands(*packed1.algorithm, first, second, mix);
+      run_in_steps(*packed1.algorithm, first, second, mix);
       first.x.data += first.x.stride_n;
       mix.shortcut.data += mix.shortcut.stride_n;
       mix.y.data += mix.y.stride_n;

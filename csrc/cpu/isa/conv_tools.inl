@@ -14,9 +14,9 @@ FASTSR_INLINE int64_t vector_begin(int64_t c, int64_t channels) {
   return std::min(c, std::max<int64_t>(0, channels - kLanes));
 }
 
-// rows x columns pixels from (n, y, x) on: a view into the map, or a copy in `patch` with zeros where the window
-// passes the map's border. The copy's pixels follow one another as the map's do, but for pixels that are shorter than a
-// vector or not dense: then they are a multiple of vectors apart.
+// rows x columns pixels from (n, y, x) on: a view into the map, or a copy in `patch` where the map's rows are not in
+// order or the window passes its border, beyond which there are zeros. The copy's pixels follow one another as the
+// map's do, but for pixels that are shorter than a vector or not dense: then they are a multiple of vectors apart.
 template <class T>
 struct Window {
   const T* data;
@@ -25,7 +25,7 @@ struct Window {
 template <class T>
 FASTSR_INLINE Window<T> window(const ConvMap<const T>& map, int64_t c, int64_t h, int64_t w, int64_t n, int64_t y,
                                int64_t x, int64_t rows, int64_t columns, T* patch) {
-  if (y >= 0 && x >= 0 && y + rows <= h && x + columns <= w && c >= kLanes)
+  if (y >= 0 && x >= 0 && y + rows <= h && x + columns <= w && c >= kLanes && map.in_order(y, rows))
     return {map.at(n, y, x), map.stride_h, map.stride_w};
   const int64_t left = std::max<int64_t>(0, -x), right = std::min(columns, w - x);
   if (c >= kLanes && map.stride_w == c) {
