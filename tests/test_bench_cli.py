@@ -43,6 +43,7 @@ def test_an_operator(capsys, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["finished"] and [r["name"] for r in content["rows"]] == ["pixel_norm", "bsconv"]
     found = content["rows"][0]
+    assert found["operator"] == "pixel_norm"
     assert set(found["peers"]) == {"fastsr", "eager", "eager channels_last"}
     mine = found["peers"]["fastsr"]
     assert mine["p20"] <= mine["ms"] <= mine["p80"] and mine["runs"] >= 3
@@ -78,6 +79,7 @@ def test_networks_and_training(capsys, tmp_path: Path) -> None:
     assert bench(capsys, "models", "train", *arguments)[0] == 0
     forward, step = json.loads(path.read_text())["rows"]
     assert "ms" in forward["peers"]["fastsr frozen"] and forward["ratio"]
+    assert forward["operator"] is None
     assert step["peers"]["fastsr frozen"] == {"reason": "not for train"} and step["ratio"]
 
 

@@ -256,6 +256,8 @@ def test_doubt_is_about_fastsr_and_the_best_peer() -> None:
     assert doubt({"fastsr": drifting, "eager": drifting}) < 1e-9  # both slow down together: their ratio is known
     assert doubt({"fastsr": drifting}) > 0.5
     assert doubt({"fastsr": wild, "eager": steady}) > 0.5
+    assert doubt({"fastsr cuda": wild, "fastsr triton": steady}) > 0.5
+    assert doubt({"fastsr cuda": drifting, "fastsr triton": drifting}) < 1e-9
     assert doubt({"fastsr": steady[:2], "eager": steady[:2]}) == float("inf") and doubt({}) == 0.0
 
 

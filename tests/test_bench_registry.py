@@ -12,7 +12,7 @@ import pytest
 from fastsr._dispatch import OPERATORS
 from fastsr.bench import registry as module
 from fastsr.bench.cases import BUILDERS, make_case
-from fastsr.bench.registry import build, folder, load_registry, nearest, parse_size, read_raw
+from fastsr.bench.registry import DTYPES, build, folder, load_registry, nearest, parse_size, read_raw
 from fastsr.errors import InputError
 
 
@@ -26,6 +26,12 @@ def test_every_operator_is_measured() -> None:
     registry = load_registry()
     assert {entry.operator for entry in registry.operators.values()} == set(OPERATORS)
     assert set(registry.operators) == set(BUILDERS)
+
+
+def test_on_a_gpu_operators_are_measured_in_every_precision() -> None:
+    """Their order (`fastsr tune --order`) knows each by itself."""
+    (grid,) = load_registry().grids("ops", "cuda")
+    assert set(grid.dtypes) == set(DTYPES) and set(grid.directions) == {"forward", "backward"}
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from fastsr import _device, _dispatch, _gpu_order
+from fastsr.bench import run
+from fastsr.bench.cases import make_case
+from fastsr.bench.registry import load_registry
 from fastsr.cli import main
 from fastsr.errors import InputError
 from fastsr.tune import run_order
 
 
 def row(direction: str, size: str, cuda: float, triton: float, name: str = "bsconv", **more: Any) -> dict[str, Any]:
+    """As `fastsr bench` writes it; `name` is one of the registry's."""
     peers = {"fastsr cuda": {"ms": cuda}, "fastsr triton": {"ms": triton}, "eager": {"ms": 9.0}}
-    key = f"ops/{name}/{size}/fp16/channels_last/{direction}"
-    call = {"name": name, "size": size, "dtype": "fp16", "direction": direction}
-    return {"id": key, "group": "ops", **call, "peers": peers, **more}
+    empty = run._empty_row(make_case(load_registry(), "ops", name, size, "fp16", "channels_last", direction))
+    return {**empty, "peers": peers, **more}
 
 
 def result(path: Path, rows: list[dict[str, Any]], **environment: Any) -> Path:
@@ -38,11 +41,11 @@ def test_a_result_becomes_a_table(tmp_path: Path) -> None:
         row("forward", "64x48x48", 1.0, 2.0),
         row("forward", "640x360", 3.0, 2.0),
         row("backward", "64x48x48", 5.0, 2.0),  # with its forward 6 to 4
-        row("backward", "640x360", 1.0, 1.04, name="esa"),  # not certain
-        row("forward", "640x360", 1.0, 9.0, name="esa", noisy=True),
-        row("forward", "640x360", 1.0, 9.0, name="mixer_block"),  # a fusion, of which there is one kind
+        row("backward", "640x360", 1.0, 1.04, name="esa_plain"),  # not certain
+        row("forward", "640x360", 1.0, 9.0, name="esa_plain", noisy=True),
+        row("forward", "640x360", 1.0, 9.0, operator="mixer_block"),  # a fusion, of which there is one kind
+        row("forward", "640x360", 1.0, 9.0, name="pointwise_c5", peers={"fastsr cuda": {"reason": "no"}}),
     ]
-    rows.append({**row("forward", "640x360", 1.0, 9.0, name="pointwise"), "peers": {"fastsr cuda": {"reason": "no"}}})
     path = run_order([result(tmp_path / "a.json", rows)], tmp_path / "new" / "sm_90.json")
     batch, image = 64 * 48 * 48, 640 * 360
     want = {
@@ -52,6 +55,28 @@ def test_a_result_becomes_a_table(tmp_path: Path) -> None:
     }
     assert entries(path) == want
     assert json.loads(path.read_text())["origin"] == "fastsr bench: a.json (a GPU, 2026-01-01, abc)"
+
+
+def test_every_operator_that_is_measured_comes_in(tmp_path: Path) -> None:
+    rows = [row("forward", "8x8", 1.0, 2.0, name=name) for name in load_registry().operators]
+    found = entries(run_order([result(tmp_path / "a.json", rows)], tmp_path / "t"))
+    assert found == {(operator, "fp16", False, 64): "cuda" for operator in _dispatch.OPERATORS}
+
+
+def test_calls_that_a_table_does_not_tell_apart_are_added_up(tmp_path: Path) -> None:
+    rows = [
+        row("forward", "8x8", 1.0, 2.0, name="pointwise_c5"),
+        row("forward", "8x8", 6.0, 3.0, name="pointwise_trunk"),  # 7 to 5
+        row("backward", "8x8", 1.0, 9.0, name="pointwise_c5"),
+        row("backward", "8x8", 5.0, 1.0, name="pointwise_trunk"),  # with the forwards 13 to 15
+        row("forward", "8x8", 1.0, 2.0, name="esa_plain"),
+        row("forward", "8x8", 2.0, 1.0, name="esa_blueprint"),  # the same
+    ]
+    table = json.loads(run_order([result(tmp_path / "a.json", rows)], tmp_path / "t").read_text())
+    assert [(e["operator"], e["training"], e["first"], e["ratio"]) for e in table["entries"]] == [
+        ("pointwise", False, "triton", 1.4),
+        ("pointwise", True, "cuda", round(15 / 13, 3)),
+    ]
 
 
 def test_the_last_result_counts(tmp_path: Path) -> None:

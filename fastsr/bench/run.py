@@ -175,7 +175,7 @@ def measure(
 
 
 def _empty_row(case: Case) -> Row:
-    keys = ("id", "group", "name", "size", "dtype", "layout", "direction")
+    keys = ("id", "group", "name", "operator", "size", "dtype", "layout", "direction")
     return {**{key: getattr(case, key) for key in keys}, "peers": {}, "not_asked": [], "best_peer": None, "ratio": None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def run_order(files: Sequence[Path], output: Path | None = None) -> Path:
     """Write which kind of kernels goes first on the GPU that `files` are from, where they tell it.
 
     Of several measurements of the same call the last file's counts. A backward's time includes its forward's where both
-    were measured. Calls with less than 5 % between the two, and noisy rows, are left out.
+    were measured. Calls of one operator that a table does not tell apart, such as both forms of the ESA, count by the
+    sum of their times. What has less than 5 % between the two, and noisy rows, are left out.
 
     Args:
         files: results of `fastsr bench ops` on one architecture, with the peers "fastsr cuda" and "fastsr triton".
@@ -65,30 +67,29 @@ def run_order(files: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _entries(rows: Sequence[Entry]) -> list[Entry]:
-    """What the rows tell, one entry for each call."""
+    """What the rows tell, one entry for each operator, precision, direction and number of pixels."""
     times: dict[str, dict[str, float]] = {}
     kept: dict[str, Entry] = {}
     for row in rows:
         known = {kind: row["peers"].get(peer, {}).get("ms") for kind, peer in PEERS.items()}
-        if row["group"] == "ops" and row["name"] in OPERATORS and not row.get("noisy") and None not in known.values():
+        told = row.get("operator") in OPERATORS and row["direction"] in ("forward", "backward")
+        if told and not row.get("noisy") and None not in known.values():
             times[row["id"]], kept[row["id"]] = known, row
-    entries: dict[tuple[Any, ...], Entry] = {}
+    totals: dict[tuple[Any, ...], dict[str, float]] = {}
     for key, row in kept.items():
-        training = row["direction"] != "forward"
-        forward = times.get(key.removesuffix(row["direction"]) + "forward") if training else None
-        total = {kind: ms + (forward[kind] if forward else 0.0) for kind, ms in times[key].items()}
+        training = row["direction"] == "backward"
+        forward = times.get(key.removesuffix("backward") + "forward", {}) if training else {}
+        call = (row["operator"], row["dtype"], training, math.prod(parse_size(row["size"])))
+        total = totals.setdefault(call, dict.fromkeys(PEERS, 0.0))
+        for kind, ms in times[key].items():
+            total[kind] += ms + forward.get(kind, 0.0)
+    entries: list[Entry] = []
+    for call, total in sorted(totals.items()):
         first, other = sorted(total, key=lambda kind: total[kind])
-        if total[other] < CERTAIN * total[first]:
-            continue
-        batch, height, width = parse_size(row["size"])
-        call = (row["name"], row["dtype"], training, batch * height * width)
-        names = ("operator", "precision", "training", "pixels")
-        entries[call] = {
-            **dict(zip(names, call, strict=True)),
-            "first": first,
-            "ratio": round(total[other] / total[first], 3),
-        }
-    return [entries[call] for call in sorted(entries)]
+        if total[other] >= CERTAIN * total[first]:
+            named = dict(zip(("operator", "precision", "training", "pixels"), call, strict=True))
+            entries.append({**named, "first": first, "ratio": round(total[other] / total[first], 3)})
+    return entries
 
 
 def text(origin: str, entries: Sequence[Entry]) -> str:
