@@ -24,10 +24,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.sanitize import ABSENT
+from benchmarks.sanitize import ABSENT, INCOMPLETE
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 535.0  # seconds, for all steps
+STATES = {0: "ok", ABSENT: "absent", INCOMPLETE: "incomplete"}  # by a step's exit status; any other has failed
 _GRACE = 5.0  # seconds between being asked to end and being ended
 
 
@@ -42,7 +43,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: ok, failed, timeout, absent (its tool is not installed) or skipped for want of time."""
+    """What became of a step: ok, failed, timeout, incomplete (it ended in time, before all was looked at), absent (its
+    tool is not installed) or skipped for want of time.
+    """
 
     name: str
     state: str
@@ -125,7 +128,7 @@ def run_step(step: Step, limit: float, log: Path) -> Outcome:
         status = _wait(process, limit)
         if status is None:
             file.write(f"\ngpu-check: cut off after {limit:.0f} s\n".encode())
-    state = "timeout" if status is None else {0: "ok", ABSENT: "absent"}.get(status, "failed")
+    state = "timeout" if status is None else STATES.get(status, "failed")
     return Outcome(step.name, state, status, round(time.monotonic() - begin, 1), limit, log.name)
 
 
@@ -170,7 +173,7 @@ def run_steps(steps: Sequence[Step], out: Path, total: float = TOTAL) -> list[Ou
             spare = max(0.0, limit - outcome.seconds)
         outcomes.append(outcome)
         print(f"gpu-check: {outcome.name} {outcome.state}, {outcome.seconds:.0f} s", flush=True)
-        if outcome.state in ("failed", "timeout", "absent"):
+        if outcome.state not in ("ok", "skipped"):
             print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-8:]), flush=True)
         _keep(out / "check.json", outcomes)
     return outcomes

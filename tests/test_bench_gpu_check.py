@@ -165,21 +165,25 @@ def test_the_real_steps_name_what_the_registry_knows(tmp_path: Path) -> None:
 
 FAKE_SANITIZER = """#!/bin/sh
 echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"
-[ "$2" = racecheck ] && exit 1
-exit 0
+[ "$2" = memcheck ] && exit {memcheck}
+exit {racecheck}
 """
+
+
+def fake_sanitizer(program: Path, monkeypatch: pytest.MonkeyPatch, memcheck: int, racecheck: int) -> None:
+    """A toolkit's compute-sanitizer whose tools end with these."""
+    program.parent.mkdir()
+    program.write_text(FAKE_SANITIZER.format(memcheck=memcheck, racecheck=racecheck))
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(program.parents[1]))
+    monkeypatch.setenv("PATH", os.defpath)
 
 
 @pytest.mark.parametrize("place", ("bin", "compute-sanitizer"))
 def test_both_tools_look_and_one_finding_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    program = tmp_path / place / "compute-sanitizer"
-    program.parent.mkdir()
-    program.write_text(FAKE_SANITIZER)
-    program.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", os.defpath)
+    fake_sanitizer(tmp_path / place / "compute-sanitizer", monkeypatch, memcheck=0, racecheck=1)
     (step,) = chosen_steps(all_steps(tmp_path, "cuda"), ["sanitize"])
     (outcome,) = run_steps([step], tmp_path)
     assert (outcome.state, outcome.status) == ("failed", 1)
@@ -188,6 +192,33 @@ def test_both_tools_look_and_one_finding_is_a_failure(
         assert f"1 --tool {tool} --error-exitcode 1 --kernel-name kernel_substring=fastsr" in log
         assert f"sanitize: {tool} ended with {status}" in log
     assert str(sanitize.CALLS) in log and sanitize.CALLS.exists()
+
+
+@pytest.mark.parametrize(("memcheck", "racecheck"), [(75, 0), (0, 75), (75, 75), (75, 1), (1, 75)])
+def test_calls_that_were_not_reached_are_not_ok(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memcheck: int, racecheck: int
+) -> None:
+    """What a tool found counts for more."""
+    fake_sanitizer(tmp_path / "bin" / "compute-sanitizer", monkeypatch, memcheck, racecheck)
+    assert gpu_check.main(["--out", str(tmp_path), "--steps", "sanitize"]) == 1
+    (outcome,) = json.loads((tmp_path / "check.json").read_text())
+    want = ("failed", 1) if 1 in (memcheck, racecheck) else ("incomplete", sanitize.INCOMPLETE)
+    assert (outcome["state"], outcome["status"]) == want
+
+
+def test_a_time_that_is_over_is_the_status_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(sanitize.CALLS.parent))
+    import sanitized_calls
+
+    made: list[str] = []
+    three = [(name, "ieee", lambda name=name: made.append(name)) for name in "abc"]
+    monkeypatch.setattr(sanitized_calls, "calls", lambda device: iter(three))
+    monkeypatch.setattr(sanitized_calls.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["sanitized_calls"])
+    assert sanitized_calls.main() == 0 and made == ["a", "b", "c"]
+    monkeypatch.setattr(sys, "argv", ["sanitized_calls", "--until", "0"])
+    assert sanitized_calls.main() == sanitized_calls.INCOMPLETE == sanitize.INCOMPLETE
+    assert made == ["a", "b", "c"]
 
 
 def test_a_missing_sanitizer_is_said_and_is_no_failure(

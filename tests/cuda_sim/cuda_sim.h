@@ -7,6 +7,8 @@
 // launch with an error.
 #pragma once
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -25,12 +27,11 @@
 #error "the fibers of the simulator are written for x86-64"
 #endif
 
+#define __global__  // with its name in the library, by which launches are told
 #ifdef FASTSR_SIM_TRAFFIC
-#define __global__  // with its name in the library, which the counts are given by
 // The compiler does not report what a call copies from or to memory.
 #define __forceinline__ inline __attribute__((always_inline))
 #else
-#define __global__ static
 #define __forceinline__ inline
 #endif
 #define __device__
@@ -109,7 +110,7 @@ struct State {
   const std::function<void()>* body = nullptr;
   unsigned seed = 0;
   std::string error;
-  int64_t launches = 0;
+  std::vector<const void*> started;       // kernels, so far
   std::vector<std::vector<Copy>> copies;  // by thread
   Barriers barriers;
 };
@@ -216,7 +217,6 @@ inline void run_block(std::vector<Fiber>& fibers, std::vector<int>& order, std::
 // Null, or what went wrong. Threads come in whole warps.
 inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
   constexpr size_t kStack = 128 << 10;
-  ++state.launches;
   state.error.clear();
   state.body = &body;
   state.grid = {static_cast<unsigned>(blocks)};
@@ -254,8 +254,13 @@ inline cudaError_t launch(int64_t blocks, int threads, int shared_bytes, const s
   return state.error.empty() ? nullptr : state.error.c_str();
 }
 
-// Kernels that were started so far.
-extern "C" __attribute__((weak)) int64_t fastsr_sim_launches() { return state.launches; }
+// How many kernels were started so far, and the name of one of them, as in the library.
+extern "C" __attribute__((weak)) int64_t fastsr_sim_launches() { return static_cast<int64_t>(state.started.size()); }
+extern "C" __attribute__((weak)) const char* fastsr_sim_started(int64_t i) {
+  Dl_info info{};
+  const bool known = dladdr(state.started[i], &info) && info.dli_saddr == state.started[i];
+  return known ? info.dli_sname : "?";
+}
 
 // What lanes do together: `compute` sees the arguments of all 32.
 template <class Argument, void (*Compute)(Argument* (&lanes)[32])>

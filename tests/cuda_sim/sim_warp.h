@@ -149,6 +149,7 @@ template <class Arguments>
 cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, int shared_bytes, cudaStream_t,
                    const Arguments& arguments) {
   if (blocks == 0) return cudaSuccess;
+  sim::state.started.push_back(reinterpret_cast<const void*>(kernel));
   fastsr_traffic_launch(reinterpret_cast<const void*>(kernel));
   return sim::launch(blocks, threads, shared_bytes, [&] { kernel(arguments); });
 }

@@ -37,6 +37,7 @@ POISON = 0xFF  # a NaN in every format
 seed = 0  # of the threads' order; 0 is ascending
 tf32 = False  # whether products of float32 may be of TF32
 launches = 0  # kernels that were started
+kernels: set[str] | None = None  # what they are called, where a test asks for it: mangled names
 count: Callable[[ctypes.CDLL], AbstractContextManager[None]] | None = None  # what they do (traffic_counts.py)
 
 
@@ -111,6 +112,10 @@ class Library:
         assert error is None, error.decode()
         global launches
         launches += started() - before
+        if kernels is not None:
+            name_of = self.library.fastsr_sim_started
+            name_of.restype = ctypes.c_char_p
+            kernels.update(name_of(ctypes.c_int64(i)).decode() for i in range(before, started()))
 
 
 @contextmanager

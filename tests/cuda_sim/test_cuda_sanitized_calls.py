@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import simulator
 import torch
 from kernel_checks import device_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).parents[1] / "gpu"))
+sys.path.append(str(Path(__file__).parents[1] / "cuda_cubins"))
 
-from sanitized_calls import calls
+from cuda_cubins import BASELINE, readable
+from sanitized_calls import NETS, calls
 
-pytestmark = pytest.mark.usefixtures("cuda_kernels")
+pytestmark = [
+    pytest.mark.usefixtures("cuda_kernels"),
+    pytest.mark.skipif(device_of("cuda") == "cuda", reason="a GPU does not tell which kernels it started"),
+]
 
 
 class Operators(TorchDispatchMode):
@@ -31,12 +39,34 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(device_of("cuda") == "cuda", reason="the GPU's operators are called within others")
-def test_every_cuda_operator_is_among_them() -> None:
-    with Operators() as found:
-        for name, _, call in calls("cpu"):
-            if "float16" not in name and "tf32" not in name and "slice" not in name:
-                call()
+@pytest.fixture(scope="module")
+def called(cuda_kernels: None) -> Iterator[tuple[set[str], set[str]]]:
+    """The operators and the kernels of all calls; other layouts start no others."""
+    simulator.kernels = set()
+    try:
+        with Operators() as found:
+            for name, precision, call in calls("cpu"):
+                simulator.tf32 = precision == "tf32"
+                if "slice" not in name:
+                    call()
+        yield found.names, simulator.kernels
+    finally:
+        simulator.kernels, simulator.tf32 = None, False
+
+
+def test_every_cuda_operator_is_among_them(called: tuple[set[str], set[str]]) -> None:
     every = torch._C._dispatch_get_all_op_names()
     wanted = {name.removeprefix("fastsr::_cuda_").split(".")[0] for name in every if name.startswith("fastsr::_cuda_")}
-    assert len(wanted) > 20 and wanted - found.names == set()
+    assert len(wanted) > 20 and wanted - called[0] == set()
+
+
+def test_they_start_every_kernel_that_is_compiled(called: tuple[set[str], set[str]]) -> None:
+    """By the names of the baseline, with all template arguments."""
+    started = {readable(name).replace("BFloat16", "bf16").replace("Half", "half") for name in called[1]}
+    assert started == {key.split("/")[0] for key in json.loads(BASELINE.read_text())["kernels"]}
+
+
+def test_the_networks_come_first() -> None:
+    """Where time is short, it is the rest that is not reached."""
+    names = [name.split()[0] for name, _, _ in calls("cpu")]
+    assert names[: 4 * len(NETS)] == 4 * list(NETS)
