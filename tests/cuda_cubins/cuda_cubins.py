@@ -18,14 +18,21 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import sass  # noqa: E402
+from extension_commands import commands  # noqa: E402
 
 SOURCES = sorted((HERE.parents[1] / "csrc" / "cuda").glob("*.cu"))
 BASELINE = HERE / "baseline.json"
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")  # setup.py's CUDA_ARCHITECTURES
 
 
+def compiler() -> list[str]:
+    """nvcc as setup.py calls it, for no architecture yet."""
+    return [part for part in commands()["csrc/cuda/alk_forward.cu"] if not part.startswith("-gencode")]
+
+
 def version() -> str:
-    found = re.search(r"V(\d+\.\d+)", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
+    command = [compiler()[0], "--version"]
+    found = re.search(r"V(\d+\.\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
     return found[1] if found else "unknown"
 
 
@@ -41,7 +48,7 @@ def compile_one(task: tuple[Path, str]) -> dict[str, Any]:
     source, architecture = task
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "out.cubin"
-        command = ["nvcc", "-O3", "-std=c++20", "-cubin", f"-arch=sm_{architecture}", "-o", str(cubin), str(source)]
+        command = [*compiler(), "-cubin", f"-arch=sm_{architecture}", "-o", str(cubin), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "warning" not in done.stderr, done.stderr[-3000:]
