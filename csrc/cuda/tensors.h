@@ -20,7 +20,9 @@ inline cudaStream_t current_stream(const Tensor& x) {
 }
 
 inline void check_launch(const char* op, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": the kernel did not start: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or PyTorch's next check of a launch would report it, for another operator
+  STD_TORCH_CHECK(false, op, ": the kernel did not start: ", cudaGetErrorString(error));
 }
 
 inline void check_on_device(const char* op, const Tensor& x, const Tensor& other, const char* name) {

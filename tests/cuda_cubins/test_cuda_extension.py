@@ -37,6 +37,28 @@ std::tuple<Result, std::decay_t<Arguments>...> plain(Result (*)(Arguments...));
 }}
 """
 
+LAUNCH_CHECK = """#include "csrc/cuda/tensors.h"
+#include <cstring>
+cudaError_t last = cudaErrorInvalidConfiguration;
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last;
+  last = cudaSuccess;
+  return error;
+}
+const char* cudaGetErrorString(cudaError_t) { return "why"; }
+int main() {
+  fastsr::cuda::check_launch("first", cudaSuccess);
+  if (last == cudaSuccess) return 1;  // another's, which is not ours to clear
+  try {
+    fastsr::cuda::check_launch("second", last);
+  } catch (const std::exception& error) {
+    if (last != cudaSuccess) return 2;
+    return std::strstr(error.what(), "second: the kernel did not start: why") ? 0 : 3;
+  }
+  return 4;
+}
+"""
+
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -80,3 +102,12 @@ def test_kernels_compile_for_every_gpu_with_the_extension_s_flags(tmp_path: Path
     assert "-D__CUDA_NO_HALF_CONVERSIONS__" in command
     done = run([*command, "-c", "csrc/cuda/pixel_norm_forward.cu", "-o", str(tmp_path / "out.o")])
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr[-3000:]
+
+
+def test_a_launch_that_failed_is_not_reported_again(tmp_path: Path) -> None:
+    """PyTorch's next check of a launch would be told of it, and give another operator as the cause."""
+    source, program = tmp_path / "launch.cpp", tmp_path / "launch"
+    source.write_text(LAUNCH_CHECK)
+    built = run([*commands()["csrc/cuda/alk_bind.cpp"], "-I.", str(source), "-o", str(program)])
+    assert built.returncode == 0, built.stderr[-3000:]
+    assert run([str(program)]).returncode == 0
