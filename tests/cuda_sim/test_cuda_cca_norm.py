@@ -79,8 +79,9 @@ def test_float16_sums_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
-def test_repeats_are_bit_equal_whatever_the_order_of_threads(dtype: torch.dtype) -> None:
-    inputs = on_device(case((2, 40, 9, 11), dtype=dtype))
+@pytest.mark.parametrize("channels", (20, 40, 100, 200))
+def test_repeats_are_bit_equal_whatever_the_order_of_threads(channels: int, dtype: torch.dtype) -> None:
+    inputs = on_device(case((2, channels, 9, 11), dtype=dtype))
     first = results(ops.cca_norm, inputs, "cuda")
     try:
         for simulator.seed in (1, 2):

@@ -96,8 +96,9 @@ def test_nan_stays_in_its_image() -> None:
 
 
 @pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
-def test_repeats_are_bit_equal_whatever_the_order_of_threads(dtype: torch.dtype) -> None:
-    inputs = [moved(t, DEVICE) for t in inputs_of((2, 40, 19, 29), 16, BLUEPRINT, dtype=dtype)]
+@pytest.mark.parametrize("channels", (20, 40, 100, 200))
+def test_repeats_are_bit_equal_whatever_the_order_of_threads(channels: int, dtype: torch.dtype) -> None:
+    inputs = [moved(t, DEVICE) for t in inputs_of((2, channels, 19, 29), 16, BLUEPRINT, dtype=dtype)]
     first = results(function(BLUEPRINT, 1), inputs, "cuda", gradients=False)[0]
     try:
         for simulator.seed in (1, 2):

@@ -50,8 +50,10 @@ def test_large_mean_keeps_its_precision() -> None:
 
 
 @pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
-def test_repeats_are_bit_equal_whatever_the_order_of_threads(dtype: torch.dtype) -> None:
-    inputs = [moved(t, DEVICE) for t in (feature_map((2, 40, 9, 15), "nhwc", dtype), *parameters(40, dtype))]
+@pytest.mark.parametrize("channels", (20, 40, 100, 200))
+def test_repeats_are_bit_equal_whatever_the_order_of_threads(channels: int, dtype: torch.dtype) -> None:
+    tensors = (feature_map((2, channels, 9, 15), "nhwc", dtype), *parameters(channels, dtype))
+    inputs = [moved(t, DEVICE) for t in tensors]
     first = results(norm, inputs, "cuda")
     try:
         for simulator.seed in (1, 2):

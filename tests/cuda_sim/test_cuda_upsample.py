@@ -89,9 +89,10 @@ def test_empty_batch(residual: Residual) -> None:
 
 
 @pytest.mark.parametrize("dtype", (FLOAT, HALF), ids=str)
-def test_repeats_are_bit_equal_whatever_the_order_of_threads(dtype: torch.dtype) -> None:
-    tensors = on_device(inputs((2, 58, 18, 17), 3, 2, "bilinear", dtype))
-    run = function(2, "bilinear")
+@pytest.mark.parametrize("scale", (2, 4))
+def test_repeats_are_bit_equal_whatever_the_order_of_threads(scale: int, dtype: torch.dtype) -> None:
+    tensors = on_device(inputs((2, 58, 18, 17), 3, scale, "bilinear", dtype))
+    run = function(scale, "bilinear")
     first = kc.results(run, tensors, "cuda")
     try:
         for simulator.seed in (1, 2):

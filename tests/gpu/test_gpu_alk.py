@@ -30,8 +30,8 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def weights(c: int, k: int, dtype: torch.dtype) -> list[Tensor]:
-    shapes = ((k, c, 1, 1), (k, 1, 9, 1), (k,), (k, 1, 1, 9), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
+def weights(c: int, k: int, dtype: torch.dtype, taps: int = 9) -> list[Tensor]:
+    shapes = ((k, c, 1, 1), (k, 1, taps, 1), (k,), (k, 1, 1, taps), (k,), (k, 1, 3, 3), (k,), (k,), (k,))
     return [weight(*s, seed=i, gain=0.3 if len(s) == 1 else 1.0, dtype=dtype) for i, s in enumerate(shapes)]
 
 
@@ -41,10 +41,10 @@ def alk_conv(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
     return lambda x, *rest: ops.alk_conv(x, ALKConvWeights(*rest), activation="gelu"), inputs
 
 
-def alk_stage(size: tuple[int, int, int], dtype: torch.dtype) -> Case:
+def alk_stage(size: tuple[int, int, int], dtype: torch.dtype, taps: int = 9) -> Case:
     n, h, w = size
     distil = [weight(32, 64, 1, 1, seed=9, dtype=dtype), weight(32, seed=10, gain=0.3, dtype=dtype)]
-    inputs = [feature_map((n, 64, h, w), "nhwc", dtype), *distil, *weights(64, 64, dtype)]
+    inputs = [feature_map((n, 64, h, w), "nhwc", dtype), *distil, *weights(64, 64, dtype, taps)]
     return lambda x, d, b, *rest: ops.alk_stage(x, d, b, ALKConvWeights(*rest)), inputs
 
 
@@ -57,6 +57,13 @@ by_case = pytest.mark.parametrize("case", (alk_conv, alk_stage), ids=lambda case
 def test_twice_rule(case: Callable[..., Case], size: tuple[int, int, int], dtype: torch.dtype, backend: str) -> None:
     with float32_precision("ieee"):
         assert_twice_rule(*case(size, dtype), backend)
+
+
+@pytest.mark.parametrize("taps", (13, 21, 31))
+@pytest.mark.parametrize("dtype", (FLOAT, HALF, BFLOAT), ids=str)
+def test_twice_rule_of_large_filters(dtype: torch.dtype, taps: int, backend: str) -> None:
+    with float32_precision("ieee"):
+        assert_twice_rule(*alk_stage(IMAGE, dtype, taps), backend)
 
 
 @by_case
