@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
 import fastsr
+from fastsr import reference
+from fastsr.reference import Residual
 
 LAYOUTS = ("nchw", "nhwc", "channel_slice", "pixel_slice", "expanded")
 
@@ -121,6 +125,32 @@ def assert_twice_rule(
         allowed = 2 * (p.double() - e).abs().max().item() + floor
         error = (k.double() - e).abs().max().item()
         assert error <= allowed, f"result {i}: error {error:.3e} exceeds {allowed:.3e} (scale {scale:.3e})"
+
+
+def assert_upsample_under_autocast(dtype: torch.dtype, residual: Residual, backend: str) -> None:
+    """Features of `dtype` beside weights and an image of float32: the image is added to the product as it is.
+
+    Values and all gradients obey the 2x rule, and the reference is not called.
+    """
+
+    def call(x: Tensor, w: Tensor, b: Tensor, lr: Tensor, added: Residual = residual) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return fastsr.ops.upsample(x, w, b, lr, scale=2, residual=added)
+
+    for layout, lr_layout in (("nhwc", "nchw"), ("nchw", "nhwc")):
+        x, lr = feature_map((2, 16, 5, 7), layout, dtype), feature_map((2, 3, 5, 7), lr_layout, seed=1)
+        inputs = [moved(t, device_of(backend)) for t in (x, weight(12, 16, 3, 3), weight(12, seed=1), lr)]
+        assert_twice_rule(call, inputs, backend)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(reference, "upsample")
+            y, *gradients = results(call, inputs, backend)
+            product, *_ = results(partial(call, added="none"), inputs, backend)
+        mode = "nearest" if residual == "anchor" else "bilinear"
+        image = torch.nn.functional.interpolate(inputs[-1], scale_factor=2, mode=mode)
+        assert y.dtype == torch.float32 and product.dtype == dtype and torch.equal(y, product + image)
+        assert [g.dtype for g in gradients] == [t.dtype for t in inputs]
+        memory_format = torch.contiguous_format if layout == "nchw" else torch.channels_last
+        assert y.is_contiguous(memory_format=memory_format)
 
 
 def assert_repeatable(

@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import LAYOUTS, assert_repeatable, assert_twice_rule, feature_map, results, weight
+from kernel_checks import (
+    LAYOUTS,
+    assert_repeatable,
+    assert_twice_rule,
+    assert_upsample_under_autocast,
+    feature_map,
+    results,
+    weight,
+)
 from torch import Tensor
 
 import fastsr
-from fastsr import ops
+from fastsr import ops, reference
 from fastsr.reference import Residual
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
@@ -130,6 +138,44 @@ def test_compiles_in_one_graph() -> None:
     inputs = case((1, 16, 8, 9), 3, 2, "anchor")
     compiled = torch.compile(function(2, "anchor"), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), function(2, "anchor")(*inputs))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("residual", ("anchor", "bilinear"))
+def test_an_image_of_float32_under_autocast(residual: Residual, dtype: torch.dtype) -> None:
+    assert_upsample_under_autocast(dtype, residual, "cpu")
+
+
+def under_autocast(residual: Residual) -> Callable[..., Tensor]:
+    def call(*inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(2, residual)(*inputs)
+
+    return call
+
+
+@pytest.mark.parametrize("residual", ("anchor", "bilinear"))
+def test_an_image_of_float32_in_one_graph(residual: Residual, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *rest = case((1, 16, 8, 9), 3, 2, residual)
+    inputs = [x.bfloat16(), *rest]
+    expected = results(under_autocast(residual), inputs, "cpu")
+    compiled = torch.compile(under_autocast(residual), fullgraph=True, backend="aot_eager")
+    monkeypatch.delattr(reference, "upsample")
+    for found, wanted in zip(results(compiled, inputs, "cpu"), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_an_image_of_float32_beside_a_backend_that_cannot_run() -> None:
+    x, *rest = case((1, 16, 8, 9), 3, 2, "anchor")
+    with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="forced backend 'cuda' cannot run upsample"):
+        under_autocast("anchor")(x.bfloat16(), *rest)
+
+
+def test_an_empty_batch_with_an_image_of_float32() -> None:
+    x, *rest = case((0, 8, 4, 5), 3, 2, "anchor")
+    y, *gradients = results(under_autocast("anchor"), [x.bfloat16(), *rest], "cpu")
+    assert y.shape == (0, 3, 8, 10) and y.dtype == torch.float32
+    assert all(g.shape == t.shape and not g.any() for g, t in zip(gradients, (x, *rest), strict=True))
 
 
 def test_bad_input_is_named() -> None:

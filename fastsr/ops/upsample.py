@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastsr import reference
@@ -85,7 +86,8 @@ def upsample(
             the bilinearly enlarged LR image (MLRN, section 3.2, equation 10), "none" adds nothing.
 
     Returns:
-        [N, K, H * scale, W * scale] in the dtype of `x`.
+        [N, K, H * scale, W * scale] in the dtype of `x`. Under autocast `lr` may have another one, like an image of
+        float32 beside features of bfloat16: it is added to the rounded product, and the result has the wider of both.
 
     Raises:
         InputError: a wrong rank, shape, dtype, device, scale or residual.
@@ -107,8 +109,18 @@ def upsample(
         if tuple(lr.shape) != want:
             raise InputError(f"upsample: lr has shape {tuple(lr.shape)}; pass {want}")
         _checks.placed_like("upsample", x, lr, "lr")
-    mixed = lr is not None and residual != "none" and lr.dtype != x.dtype  # the addition unites them
-    if mixed or select("upsample", x) == "reference":
+    if select("upsample", x) == "reference":
         return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)
     image = None if residual == "none" else lr
+    if image is not None and image.dtype != x.dtype:
+        return _add(_call(x, weight, bias, None, scale, 0), image, scale, residual)
     return _call(x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))
+
+
+def _add(y: Tensor, lr: Tensor, scale: int, residual: Residual) -> Tensor:
+    """y plus an image of another dtype, which the kernels would have to round: in PyTorch, as the reference does it."""
+    if residual == "bilinear":
+        return y + F.interpolate(lr, scale_factor=scale, mode="bilinear", align_corners=False)
+    n, k, h, w = lr.shape
+    blocks = y.reshape(n, k, h, scale, w, scale) + lr[:, :, :, None, :, None]
+    return blocks.reshape(y.shape)

@@ -119,6 +119,12 @@ def test_float32_weights_beside_a_half_map() -> None:
     assert all(g.dtype == FLOAT and g.isfinite().all() for g in gradients[1:])
 
 
+@pytest.mark.parametrize("dtype", (HALF, BFLOAT), ids=str)
+@pytest.mark.parametrize("residual", ("anchor", "bilinear"))
+def test_an_image_of_float32_under_autocast(residual: Residual, dtype: torch.dtype) -> None:
+    kc.assert_upsample_under_autocast(dtype, residual, "cuda")
+
+
 @pytest.mark.parametrize("residual", (0, 2))
 def test_opcheck(residual: int) -> None:
     x, w, b, *lr = on_device(inputs((2, 10, 3, 5), 3, 2, RESIDUALS[residual], HALF))

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_checks import assert_repeatable, assert_twice_rule, device_of, feature_map, moved, results, weight
+from kernel_checks import (
+    assert_repeatable,
+    assert_twice_rule,
+    assert_upsample_under_autocast,
+    device_of,
+    feature_map,
+    moved,
+    results,
+    weight,
+)
 from torch import Tensor
 
 import fastsr
@@ -93,6 +102,12 @@ def test_no_gradient_is_made_for_an_image_that_needs_none() -> None:
     with fastsr.backend("triton"):
         ops.upsample(x, w.requires_grad_(), b, lr, scale=2, residual="anchor").sum().backward()
     assert w.grad is not None and lr.grad is None
+
+
+@pytest.mark.parametrize("dtype", (HALF, BFLOAT), ids=str)
+@pytest.mark.parametrize("residual", ("anchor", "bilinear"))
+def test_an_image_of_float32_under_autocast(residual: Residual, dtype: torch.dtype) -> None:
+    assert_upsample_under_autocast(dtype, residual, "triton")
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)
