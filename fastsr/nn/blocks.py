@@ -83,7 +83,7 @@ def _reducing(block: _DistillationBlock | _LocalBlock) -> tuple[Tensor, Tensor, 
 class _DistillationBlock(Packing):
     """Three distillation stages, a fourth convolution, fusion, ESA and CCA (BSRN, section 3.3).
 
-    Packed are the weights of c5 and the ESA's conv1, and of c4 if that is an ALKConv.
+    Packed are the weights of c5 and the ESA's conv1, and of c4 if all three are one operator.
     """
 
     c1_r: ALKConv | BSConvU
@@ -127,26 +127,38 @@ class _DistillationBlock(Packing):
             return False
         return self._attends_freely() and not _is_recorded(self)
 
+    def _condensing(self) -> ALKConv | None:
+        """c4, if by its kind and all sizes it becomes one operator with c5 and the ESA's conv1."""
+        c4 = self.c4
+        if not isinstance(c4, ALKConv):
+            return None
+        channels = (conv.out_channels for conv in (c4.pw, self.c5, self.esa.conv1))
+        return c4 if ops.fits_condense(c4.LoRA1.kernel_size[0], *channels) else None
+
     def _condense(
         self, maps: tuple[Tensor, ...], x: Tensor, fuses: bool, ready: Ready | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """c5 of the distilled maps and c4(x); if it fuses, perhaps also what the ESA makes of it first."""
-        c4 = self.c4
-        if fuses and isinstance(c4, ALKConv) and _is_free(c4):
+        if not fuses:
+            return fused_pointwise(self.c5, (*maps, self.c4(x, activation="gelu"))), None
+        c4 = self._condensing()
+        if c4 is None:
+            own: dict[str, Any] = {"ready": ready} if ready else {}
+            maps = (*maps, self.c4(x, activation="gelu", **own))
+            return ops.pointwise_reduce(maps, *_reducing(self), packed=self.packed)
+        if _is_free(c4):
             weights, packed = ready or (c4.weights(), self.packed)
             return ops.alk_condense(x, maps, weights, *_reducing(self), eps=c4.norm.eps, packed=packed)
-        maps = (*maps, c4(x, activation="gelu"))
-        if fuses:
-            return ops.pointwise_reduce(maps, *_reducing(self), packed=None if isinstance(c4, ALKConv) else self.packed)
-        return fused_pointwise(self.c5, maps), None
+        return ops.pointwise_reduce((*maps, c4(x, activation="gelu")), *_reducing(self))
 
     def pack(self) -> None:
         """Pack the weights of the parts that gain by it; later changes of them have no effect."""
         stages = ((self.c1_r, self.c1_d), (self.c2_r, self.c2_d), (self.c3_r, self.c3_d), (self.c4, None))
         for conv, distil in stages:
             conv.pack(distil)
-        if isinstance(self.c4, ALKConv):
-            self.packed = ops.pack_alk_condense(self.c4.weights(), *_reducing(self))
+        c4 = self._condensing()
+        if c4 is not None:
+            self.packed = ops.pack_alk_condense(c4.weights(), *_reducing(self))
         else:
             channels = [conv.out_channels for conv in (self.c1_d, self.c2_d, self.c3_d, self.c4.pw)]
             self.packed = ops.pack_pointwise_reduce(*_reducing(self), channels)
@@ -188,7 +200,7 @@ class ALKDB(_DistillationBlock):
         if len(ready) < len(convs):
             return []
         distils = (self.c1_d, self.c2_d, self.c3_d)
-        beside = [*(conv_weights(distil) for distil in distils), _reducing(self)]
+        beside = [*(conv_weights(distil) for distil in distils), _reducing(self) if self._condensing() else ()]
         return [(conv.weights(), rest) for conv, rest in zip(ready, beside, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """The fused operators as functions: checks, choice of backend, autograd. Nothing here knows of modules."""
 
 from fastsr.ops._define import fuses_on_cuda, fuses_on_triton, output_format
-from fastsr.ops.alk_condense import alk_condense, pack_alk_condense
+from fastsr.ops.alk_condense import alk_condense, fits_condense, pack_alk_condense
 from fastsr.ops.alk_conv import alk_conv, pack_alk_conv
 from fastsr.ops.alk_stage import alk_stage
 from fastsr.ops.alk_together import ALKPart, pack_alk_together
@@ -38,6 +38,7 @@ __all__ = [
     "conv_mix_reduce",
     "esa",
     "esa_cca",
+    "fits_condense",
     "fuses_on_cuda",
     "fuses_on_triton",
     "may_free_early",

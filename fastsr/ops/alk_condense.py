@@ -50,10 +50,13 @@ _cuda.define_fusion("alk_condense", _SCHEMA)
 _cuda.define_fusion("alk_condense_packed", _PACKED)
 
 
-def fits_condense(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> bool:
-    """Whether the kernel takes weights of these sizes."""
-    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
-    outputs, inner = c5_weight.shape[0], conv1_weight.shape[0]
+def condense_sizes(weights: ALKConvWeights, c5_weight: Tensor, conv1_weight: Tensor) -> tuple[int, int, int, int]:
+    """Taps and channels out of the convolution, of c5 and of conv1."""
+    return weights.lora1_weight.shape[2], weights.pw_weight.shape[0], c5_weight.shape[0], conv1_weight.shape[0]
+
+
+def fits_condense(taps: int, channels: int, outputs: int, inner: int) -> bool:
+    """Whether the kernel takes weights of these sizes, those of `condense_sizes`."""
     return taps <= MAX_TAPS and channels <= MAX_FROM and outputs <= MAX_TO and inner <= MAX_REDUCED
 
 
@@ -88,7 +91,8 @@ def _fuses(x: Tensor, maps: Sequence[Tensor], weights: ALKConvWeights, rest: tup
         return False
     if any(d.shape != maps[0].shape or d.dtype != x.dtype for d in maps):
         return False
-    return fits_condense(weights, rest[0], rest[2]) and fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
+    fits = fits_condense(*condense_sizes(weights, rest[0], rest[2]))
+    return fits and fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
 
 
 def pack_alk_condense(
@@ -101,7 +105,8 @@ def pack_alk_condense(
         changes of the weights do not reach it.
     """
     with torch.no_grad():
-        if not fits_condense(weights, c5_weight, conv1_weight) or not fuses_on_cuda("alk_conv", weights.pw_weight):
+        fits = fits_condense(*condense_sizes(weights, c5_weight, conv1_weight))
+        if not fits or not fuses_on_cuda("alk_conv", weights.pw_weight):
             return None
         packed: Tensor = torch.ops.fastsr.alk_condense_pack(*weights, c5_weight, c5_bias, conv1_weight, conv1_bias)
         return packed

@@ -16,7 +16,7 @@ from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._alk_packed import packed_bytes
 from fastsr.ops._define import define_inference, fuses_on_cuda
-from fastsr.ops.alk_condense import DISTILLED, check_condense_weights, fits_condense
+from fastsr.ops.alk_condense import DISTILLED, check_condense_weights, condense_sizes, fits_condense
 from fastsr.ops.alk_conv import check_weights, fits_cuda
 from fastsr.ops.alk_stage import check_stage_weights
 from fastsr.reference import ALKConvWeights
@@ -67,7 +67,7 @@ def _is_read(x: Tensor, weights: ALKConvWeights, beside: tuple[Tensor, ...]) -> 
     if weights.pw_weight.dtype != x.dtype:
         return False
     if op == "alk_condense":
-        return fits_condense(weights, beside[0], beside[2])
+        return fits_condense(*condense_sizes(weights, beside[0], beside[2]))
     return fits_cuda(weights.pw_weight, weights.lora1_weight) and select(op, x) == "cuda"
 
 

@@ -11,6 +11,7 @@ import pytest
 import simulator
 import torch
 from test_cuda_alk import weights
+from test_cuda_launches import launches
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -241,6 +242,30 @@ def test_a_frozen_network_packs_nothing_again(monkeypatch: pytest.MonkeyPatch) -
     with inference():
         fastsr.freeze(net)(image())
     assert calls.parts == []
+
+
+# Channels, taps, and launches of a block, not frozen and frozen: one packs the convolutions' weights, another c5's.
+# c5 and conv1 are one operator up to 64 channels.
+APART = ((16, 11, 10, 8), (72, 5, 11, 10))
+
+
+@pytest.mark.parametrize(("channels", "taps", "unfrozen", "frozen"), APART)
+def test_a_block_whose_fourth_convolution_is_on_its_own(channels: int, taps: int, unfrozen: int, frozen: int) -> None:
+    torch.manual_seed(0)
+    block = ALKDB(channels, lk_size=taps, esa_channels=8).to(DEVICE).requires_grad_(False)
+    x = map_for(channels)
+    with inference():
+        counts, before = [launches(block, channels)] if DEVICE != "cuda" else [unfrozen], block(x)
+        block.pack()
+        counts.append(launches(block, channels) if DEVICE != "cuda" else frozen)
+        assert torch.equal(block(x), before)
+        seen: list[Tensor] = []
+        block.c4.register_forward_hook(lambda module, given, y: seen.append(y))
+        assert torch.equal(block(x), before) and len(seen) == 1
+    assert counts == [unfrozen, frozen]
+    with torch.no_grad(), fastsr.backend("reference"):
+        plain, exact = block(x), block.double()(x.double())
+    assert (before.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
 
 
 def test_autocast_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
