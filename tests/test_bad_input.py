@@ -151,6 +151,13 @@ def test_something_else_than_packed_weights(name: str, packed: Any) -> None:
         calls[name](packed)
 
 
+@pytest.mark.parametrize("name", ["alk_condense", "pointwise_reduce"])
+def test_something_else_than_packed_weights_of_a_fusion(name: str) -> None:
+    function, arguments = _fusions()[name]
+    with pytest.raises(fastsr.InputError, match=f"{name}: packed is a int; pass what"):
+        function(*arguments, packed=5)
+
+
 def test_packed_weights_of_a_mixer_block_are_two() -> None:
     w, b = Z(4, 4, 3, 3), Z(4)
     mix = (None, None, w[..., :1, :1], b, w[..., :1, :1], b)

@@ -143,6 +143,7 @@ def alk_condense(
     """
     rest = (c5_weight, c5_bias, conv1_weight, conv1_bias)
     _checks.feature_map("alk_condense", x)
+    _checks.packed("alk_condense", packed)
     if not _fuses(x, maps, weights, rest):
         _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, None, 1, 1))
         _checks.weight("alk_condense", x, conv1_weight, "conv1_weight", (None, c5_weight.shape[0], 1, 1))
@@ -151,12 +152,15 @@ def alk_condense(
             raise InputError(f"alk_condense: maps is a {type(maps).__name__}; pass the distilled maps as a sequence")
         last = alk_conv(x, weights, eps=eps, activation="gelu")
         return pointwise((*maps, last), c5_weight, c5_bias), None
-    channels, taps, outputs = weights.pw_weight.shape[0], weights.lora1_weight.shape[2], c5_weight.shape[0]
-    inner = conv1_weight.shape[0]
     _checks.feature_map("alk_condense", maps[0], "a distilled map")
     _checks.weight("alk_condense", x, maps[0], "a distilled map", (x.shape[0], None, *x.shape[2:]))
+    distilled = maps[0].shape[1]
+    taps, channels, outputs, inner = condense_sizes(weights, c5_weight, conv1_weight)
     if packed is not None and packed.device == x.device and c5_weight.dtype == x.dtype:
+        # The kernel sees how many blocks of 32 channels were packed, but not how many channels.
+        _checks.weight("alk_condense", x, weights.pw_weight, "pw_weight", (None, x.shape[1], 1, 1))
+        _checks.weight("alk_condense", x, c5_weight, "c5_weight", (None, DISTILLED * distilled + channels, 1, 1))
         run = torch.ops.fastsr.alk_condense_packed
         return run(x, list(maps), packed, channels, taps, outputs, inner, eps)
-    check_condense_weights("alk_condense", x, weights, *rest, distilled=maps[0].shape[1])
+    check_condense_weights("alk_condense", x, weights, *rest, distilled=distilled)
     return torch.ops.fastsr.alk_condense(x, list(maps), *weights, *rest, eps)

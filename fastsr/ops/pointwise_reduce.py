@@ -115,6 +115,7 @@ def pointwise_reduce(
     check_inputs("pointwise_reduce", inputs)
     head, channels = inputs[0], sum(x.shape[1] for x in inputs)
     weights = (weight, bias, conv1_weight, conv1_bias)
+    _checks.packed("pointwise_reduce", packed)
     _check_weights("pointwise_reduce", head, channels, *weights)
     fits = _fits(len(inputs), weight, conv1_weight) and all(x.dtype == head.dtype for x in inputs)
     if not fits or not fuses_on_cuda("pointwise", *inputs, *weights):

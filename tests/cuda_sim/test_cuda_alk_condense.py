@@ -130,6 +130,19 @@ def test_wrong_arguments_are_named() -> None:
             condense(x, *(d[:, :, :4] for d in (d1, d2, d3)), *w)
 
 
+@pytest.mark.parametrize("packs", (False, True), ids=("weights", "packed"))
+def test_maps_of_other_channels_than_the_weights_are_named(packs: bool) -> None:
+    """Packed they have room for blocks of 32: as many bytes for 60 channels as for 64."""
+    x, d1, d2, d3, *w = on_device(inputs_of((1, 64, 5, 6), 32, 32, 64, 16, 9))
+    weights_and_rest = (ops.ALKConvWeights(*w[:9]), *w[9:])
+    with fastsr.backend("cuda"), torch.no_grad():
+        packed = pack_alk_condense(*weights_and_rest) if packs else None
+        with pytest.raises(fastsr.InputError, match=r"pw_weight has shape .*; pass \[any, 60, 1, 1\]"):
+            ops.alk_condense(x[:, :60], (d1, d2, d3), *weights_and_rest, packed=packed)
+        with pytest.raises(fastsr.InputError, match=r"c5_weight has shape .*; pass \[any, 125, 1, 1\]"):
+            ops.alk_condense(x, [d[:, :31] for d in (d1, d2, d3)], *weights_and_rest, packed=packed)
+
+
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_fakes_and_layouts(layout: str) -> None:
     x, *rest = on_device(inputs_of((1, 12, 5, 6), 6, 6, 12, 5, 3, layout=layout))
