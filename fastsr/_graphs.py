@@ -8,6 +8,7 @@ into a buffer of the graph and results out of one, so that they are the caller's
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -25,6 +26,7 @@ DEVICES: tuple[str, ...] = ("cuda",)  # tests without a GPU put fakes in the pla
 WARM_UPS = 2  # calls before the recorded one: kernels are compiled and libraries make their workspaces
 
 Call = Callable[[Tensor], Tensor]
+Devices = dict[torch.device, "tuple[Turns, OrderedDict[Hashable, Capture]]"]
 
 
 class Turns:
@@ -88,6 +90,8 @@ class Capture:
 class GraphedCalls:
     """`function` by CUDA graphs, one for every kind of image that it is called with, at most `limit` on a device.
 
+    The image is the only argument, under any name; under another one it is recorded once more.
+
     Calls that cannot be recorded, or do not need to be, are passed on: images on other devices, with gradients or
     without elements, calls within another capture, under torch.compile and torch.func, in exports, and while there are
     forward hooks, on modules of `function` or global ones, which a graph would not call. A copy begins without graphs.
@@ -101,34 +105,34 @@ class GraphedCalls:
         self.limit = limit
         self._lock = threading.Lock()
         self._hooks: list[dict[int, Any]] | None = None  # of all modules; they stay the same objects
-        self._devices: dict[torch.device, tuple[Turns, OrderedDict[Hashable, Capture]]] = {}
+        self._devices: Devices = {}
+        # Whoever drops this waits as well. Not at exit, when CUDA may be gone and frees all by itself.
+        weakref.finalize(self, _free, self._devices).atexit = False
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        (x,) = (*args, *kwargs.values())
         if not self._records(x) or self._observed():
-            y: Tensor = self.function(x)
+            y: Tensor = self.function(*args, **kwargs)
             return y
         with self._lock:
             if x.device not in self._devices:
                 self._devices[x.device] = Turns(x.device), OrderedDict()
             turns, captures = self._devices[x.device]
-        key = _key(x)
+        (name,) = kwargs or (None,)
+        key = name, _key(x)
         with turns:
             if key not in captures:
                 while len(captures) >= self.limit:
                     turns.wait()
                     captures.popitem(last=False)
-                captures[key] = self._capture(x, turns)
+                captures[key] = self._capture(x, name, turns)
             captures.move_to_end(key)
             return captures[key](x)
 
     def clear(self) -> None:
         """Forget all graphs; to be called when weights have moved."""
         with self._lock:
-            for turns, captures in self._devices.values():
-                with turns:
-                    turns.wait()
-                    captures.clear()
-            self._devices.clear()
+            _free(self._devices)
 
     def __reduce__(self) -> tuple[type[GraphedCalls], tuple[nn.Module, int]]:
         return GraphedCalls, (self.function, self.limit)
@@ -151,9 +155,10 @@ class GraphedCalls:
             return True
         return any(observes(hook) for hooks in self._hooks for hook in hooks.values())
 
-    def _capture(self, x: Tensor, turns: Turns) -> Capture:
+    def _capture(self, x: Tensor, name: str | None, turns: Turns) -> Capture:
+        function = self.function
         try:
-            return Capture(self.function, x, turns)
+            return Capture(function if name is None else lambda image: function(**{name: image}), x, turns)
         except (torch.OutOfMemoryError, FastsrError):
             raise
         except RuntimeError as error:
@@ -161,6 +166,15 @@ class GraphedCalls:
                 f"freeze: a call with an image {list(x.shape)} on {x.device} could not be captured as a CUDA graph: "
                 f"{error}; freeze without cuda_graph"
             ) from error
+
+
+def _free(devices: Devices) -> None:
+    """Let go of all graphs when the last call has run: what they read and write is used again by whoever asks next."""
+    for turns, captures in devices.values():
+        with turns:
+            turns.wait()
+            captures.clear()
+    devices.clear()
 
 
 def observes(hook: Any) -> bool:

@@ -45,8 +45,8 @@ class FrozenNet(nn.Module):
         compiling = torch.compiler.is_compiling()
         if not compiling and transformed() and any(map(is_transformed, self.net.parameters())):
             raise InputError("a frozen network takes no weights from torch.func; call the network it was made from")
-        if self.graphs is not None and len(args) == 1 and not kwargs:
-            return self.graphs(args[0])
+        if self.graphs is not None and len(args) + len(kwargs) == 1:
+            return self.graphs(*args, **kwargs)
         return self.net(*args, **kwargs)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
@@ -118,8 +118,8 @@ def freeze(
             DistributedDataParallel, DataParallel or torch.compile, which are taken off.
         dtype: torch.float32, float16, bfloat16 or float64; by default that of `model`.
         cuda_graph: on a GPU, record the call for every shape, layout and dtype of image once as a CUDA graph and replay
-            it from then on; results are the caller's own. Calls while there are forward hooks, global ones or such as
-            the copy has got later, run without graphs. Elsewhere it has no effect.
+            it from then on; results are the caller's own. Calls with more than the image, and while there are forward
+            hooks, global ones or such as the copy has got later, run without graphs. Elsewhere it has no effect.
         max_graphs: graphs kept on a device; the one that was not used for longest goes first. They share the memory of
             their feature maps, so that calls on one device run one after another, whatever their streams.
 

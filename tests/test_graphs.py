@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 from typing import Any, ClassVar
@@ -117,6 +118,36 @@ def test_memory_of_a_graph_is_freed_when_the_last_call_has_run() -> None:
     assert FakeCapture.events == ["wait", "freed"]
     net.to(torch.bfloat16)
     assert FakeCapture.events == ["wait", "freed", "wait", "freed", "freed"]
+
+
+def test_a_network_that_is_dropped_waits_for_its_last_call() -> None:
+    net = frozen()
+    for side in (16, 17):
+        net(random_image(1, 3, side, side))
+    del net
+    gc.collect()
+    assert FakeCapture.events == ["wait", "freed", "freed"]
+
+
+def test_the_image_may_be_given_by_name() -> None:
+    class Renaming(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network("mlrn")
+
+        def forward(self, flipped: bool = False, *, picture: Tensor) -> Tensor:
+            y: Tensor = self.inner(x=picture.flip(-1) if flipped else picture)
+            return y
+
+    net, plain = frozen(), fastsr.freeze(network("mlrn"))
+    foreign = fastsr.freeze(Renaming(), cuda_graph=True)
+    for x in (image(), 1 - image()):
+        assert torch.equal(net(x=x), plain(x)) and torch.equal(foreign(picture=x), plain(x))
+    assert len(FakeCapture.made) == 2
+    assert torch.equal(foreign(True, picture=image()), plain(image().flip(-1)))
+    assert len(FakeCapture.made) == 2
+    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
+        net(y=3)
 
 
 def test_calls_that_cannot_be_recorded_are_passed_on() -> None:
