@@ -107,11 +107,13 @@ def freeze(
     """An inference-only copy of `model`, which stays as it is.
 
     The copy is in evaluation mode and computes what `model` would, to rounding, with less work per call: weights are
-    in the order in which the CPU kernels read them, and what is linear is folded (ALKDNet's and BSRN's head takes the
-    image once instead of four times; the blueprint ESA's conv2.pw and conv_f become part of its conv1). Training
-    `model` further does not change the copy: freeze it again.
+    in the order in which the kernels read them, on the CPU those of convolutions and of the ESA, on a GPU those that
+    CUDA C++ takes so; and what is linear is folded (ALKDNet's and BSRN's head takes the image once instead of four
+    times; on the CPU the blueprint ESA's conv2.pw and conv_f become part of its conv1). Training `model` further does
+    not change the copy: freeze it again.
 
-    On the reference path (other devices, float64, exports, gradients of the image) it runs as the network itself does.
+    Where no kernel takes packed weights (Triton, the reference path, gradients of the image) it runs as the network
+    itself does.
 
     Args:
         model: ALKDNet, BSRN, MLRN, RLFN, a network that `fastsr.accelerate` found parts in, or one of these within
