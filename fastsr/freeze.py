@@ -109,8 +109,9 @@ def freeze(
     The copy is in evaluation mode and computes what `model` would, to rounding, with less work per call: weights are
     in the order in which the kernels read them, on the CPU those of convolutions and of the ESA, on a GPU those that
     CUDA C++ takes so; and what is linear is folded (ALKDNet's and BSRN's head takes the image once instead of four
-    times; on the CPU the blueprint ESA's conv2.pw and conv_f become part of its conv1). Training `model` further does
-    not change the copy: freeze it again.
+    times; on the CPU the blueprint ESA's conv2.pw and conv_f become part of its conv1). Where CUDA C++ runs,
+    channels of MLRN and RLFN are padded to multiples of 8 with weights of zero, unless hooks or own modules would see
+    it. Training `model` further does not change the copy: freeze it again.
 
     Where no kernel takes packed weights (Triton, the reference path, gradients of the image) it runs as the network
     itself does.

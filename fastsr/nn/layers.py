@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsr import ops
@@ -96,6 +97,17 @@ def packed_weights(conv: nn.Conv2d) -> Tensor | None:
 def pack_conv3x3(conv: nn.Conv2d) -> None:
     """Pack the weights for `fused_conv3x3`; later changes of them have no effect."""
     conv.__dict__["packed"] = ops.pack_conv3x3_gelu(*conv_weights(conv))
+
+
+def pad_channels(conv: nn.Conv2d, inputs: int, outputs: int) -> None:
+    """Give a dense or depthwise convolution more channels, with weights of zero; for inference only."""
+    conv.groups = 1 if conv.groups == 1 else inputs
+    more_in, more_out = inputs // conv.groups - conv.weight.shape[1], outputs - conv.out_channels
+    weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, more_in, 0, more_out))
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(F.pad(conv.bias.detach(), (0, more_out)), requires_grad=False)
+    conv.in_channels, conv.out_channels = inputs, outputs
 
 
 def fused_pointwise(conv: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:

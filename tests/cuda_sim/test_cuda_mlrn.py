@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from kernel_checks import assert_network_within_twice, device_of, feature_map, moved
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastsr
 from fastsr import ops
@@ -40,6 +40,33 @@ def test_frozen_copy_is_within_twice_the_error_of_pytorch(dtype: torch.dtype) ->
             plain, exact = net(x), net.double()(x.double())
     errors = [(y.double() - exact).norm().item() for y in (plain, fused)]
     assert errors[1] <= 2 * errors[0]
+
+
+def inner_channels(net: nn.Module) -> set[int]:
+    return {conv.in_channels for conv in net.modules() if isinstance(conv, nn.Conv2d)} - {1, 3}
+
+
+@pytest.mark.parametrize("name", ("mlrn", "rlfn"))
+def test_a_frozen_copy_has_whole_vectors_of_channels(name: str) -> None:
+    """58, 52 or 50 channels and 12 inside the ESA, but not where somebody else would see them."""
+    torch.manual_seed(0)
+    options = {"rlfn": {"mid_channels": 50}, "mlrn": {}}[name]
+    net = fastsr.create_model(name, scale=2, num_block=1, esa_channels=12, **options).to(DEVICE).requires_grad_(False)
+    channels, x = inner_channels(net), moved(feature_map((1, 3, 18, 17), "nchw").sigmoid(), DEVICE)
+    with fastsr.backend("cuda"):
+        frozen = fastsr.freeze(net)
+        y = frozen(x)
+        handle = net.block_1.register_forward_hook(lambda *_: None)
+        kept = [fastsr.freeze(net)]
+        handle.remove()
+    with fastsr.backend("reference"):
+        kept.append(fastsr.freeze(net))
+        torch.testing.assert_close(y, net(x), rtol=1e-4, atol=1e-4)
+    with fastsr.backend("cuda"):
+        net.block_1.c5.__class__ = type("Own", (nn.Conv2d,), {})
+        kept.append(fastsr.freeze(net))
+    assert inner_channels(frozen) == {-(-c // 8) * 8 for c in channels} != channels
+    assert [inner_channels(copy) for copy in kept] == [channels] * 3
 
 
 def block_and_map(num_feat: int = 16, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[MLRB, Tensor]:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from network_cases import CALLS, CASES, Case, by_kernel, counts, step
+from network_cases import CALLS, CASES, WHOLE_TILES, Case, by_kernel, counts, step
 from test_cuda_alk import conv, conv_inputs
 from test_cuda_launches import simulated_only
-from traffic_counts import share
+from traffic_counts import counted, share
+
+import fastsr
 
 pytestmark = [pytest.mark.usefixtures("cuda_kernels"), simulated_only]
 
@@ -100,6 +102,30 @@ def test_in_float32_too(name: str, direction: str) -> None:
     allowed = NARROW.get(f"{name} {direction}", Narrow("", {})).shares
     narrow = {k: v for k, v in shares(name, direction, FLOAT).items() if v < LEAST and k not in allowed}
     assert narrow == {}
+
+
+OF_QUADS = {"mlrn": {"conv_mix_kernel", "esa_small_kernel"}, "rlfn": {"esa_small_kernel"}}
+
+
+@pytest.mark.parametrize("dtype", (HALF, FLOAT), ids=str)
+@pytest.mark.parametrize("name", OF_QUADS)
+def test_frozen_networks_have_pixels_of_whole_accesses(name: str, dtype: torch.dtype) -> None:
+    """Their channels are padded; narrow are only the image, the result and, in 16 bits, what QUADS says."""
+    net = fastsr.create_model(name, scale=2, num_block=1).to(dtype).requires_grad_(False)
+    x = torch.rand(1, 3, *WHOLE_TILES).to(dtype)
+    with fastsr.backend("cuda"):
+        with counted() as found:
+            net(x)
+        before = [kernel for kernel in found if kernel.accesses]
+        frozen = fastsr.freeze(net)
+        with counted() as found:
+            frozen(x)
+    assert [kernel.name for kernel in found] == [kernel.name for kernel in before]
+    _, *inner, _ = found
+    narrow = {kernel.name for kernel in inner if share([kernel]) != 1.0}
+    assert narrow == (OF_QUADS[name] if dtype == HALF else set())
+    if dtype == HALF:
+        assert 2 * sum(kernel.accesses for kernel in found) < sum(kernel.accesses for kernel in before)
 
 
 @pytest.mark.parametrize("name", CASES)
