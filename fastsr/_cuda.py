@@ -1,7 +1,8 @@
-"""Whether the CUDA C++ kernels can run, and which of them and the Triton kernels a call on a GPU takes.
+"""Whether the CUDA C++ kernels can run, and what stands under the operators' CUDA key.
 
-`fastsr::<op>` has one implementation under the CUDA key: a function that asks `_dispatch` and calls the private
-operator `fastsr::_cuda_<op>`, which the library `_ops_cuda` implements, or the launcher in kernels/<op>.py.
+`fastsr::<op>.cuda` calls the private operator `fastsr::_cuda_<op>`, which the library `_ops_cuda` implements,
+`fastsr::<op>.triton` the launcher in kernels/<op>.py. `fastsr::<op>` itself, for callers who did not come by
+fastsr.ops, asks `_dispatch` which of them it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _device, _gelu, _native, _triton
-from fastsr._dispatch import current_backend, select_kernel
+from fastsr._dispatch import extents_of, select_kernel
 from fastsr._native import LIB
 
 DEVICES: tuple[str, ...] = ("cuda",)  # tests in the simulator add "cpu"
@@ -24,7 +25,6 @@ logger = logging.getLogger("fastsr")
 
 _announced = False
 _routed: set[str] = set()
-_fits: dict[str, Callable[..., bool]] = {}
 _in_tf32: set[str] = set()
 
 
@@ -56,11 +56,7 @@ def _announce(x: Tensor) -> None:
     """Say once that a GPU runs other code than what was compiled for its kind."""
     global _announced
     _announced = True
-    if x.device.type != "cuda" or missing() is not None:
-        return
-    reason = _no_code(x)
-    if reason is not None:
-        logger.info("Triton runs in place of the CUDA C++ kernels: %s", reason)
+    if x.device.type != "cuda":
         return
     found = torch.cuda.get_device_properties(x.device)
     code = _device.code_for((found.major, found.minor), CODES)
@@ -99,34 +95,33 @@ def _first(args: Sequence[Any]) -> Any:
 
 def _run(name: str, first: Tensor, args: tuple[Any, ...]) -> Any:
     """`fastsr::_cuda_<name>` with what it takes beside the public operator's arguments."""
+    if not _announced:
+        _announce(first)
     more = (_gelu.code(), _device.allows_tf32(first)) if name in _in_tf32 else (_gelu.code(),)
     return getattr(torch.ops.fastsr, f"_cuda_{name}")(*args, *more)
 
 
-def limit(op: str, fits: Callable[..., bool]) -> None:
-    """Leave calls of `op` and its backward to Triton, unless "cuda" is forced, for whose arguments `fits` is False."""
-    _fits[op] = fits
-
-
 def route(op: str) -> None:
-    """Put `op` and `op_backward` under the CUDA key, once."""
+    """Put `op`, `op_backward` and those of them that name a backend under the CUDA key, once."""
     if op in _routed:
         return
     _routed.add(op)
     for name in (op, f"{op}_backward"):
-        LIB.impl(name, _operator(op, name), "CUDA")
+        run_triton = _triton.operator(op, name)
+        LIB.impl(name, _choosing(op, name, run_triton), "CUDA")
+        LIB.impl(f"{name}.cuda", lambda *args, name=name: _run(name, _first(args), args), "CUDA")
+        LIB.impl(f"{name}.triton", run_triton, "CUDA")
 
 
-def _operator(op: str, name: str) -> Callable[..., Any]:
-    run_triton = _triton.operator(op, name)
+def _choosing(op: str, name: str, run_triton: Callable[..., Any]) -> Callable[..., Any]:
+    """`fastsr::<name>` on a GPU."""
+    arguments = [argument.name for argument in getattr(torch.ops.fastsr, name).default._schema.arguments]
 
     def run(*args: Any) -> Any:
-        first = _first(args)
-        if not _announced:
-            _announce(first)
-        fits = op not in _fits or current_backend() == "cuda" or _fits[op](*args)
-        if fits and select_kernel(op, first) == "cuda":
-            return _run(name, first, args)
+        given = dict(zip(arguments, args, strict=True))
+        x = given["inputs"][0] if op == "pointwise" else given["x"]
+        if select_kernel(op, x, extents_of(op, given)) == "cuda":
+            return _run(name, x, args)
         return run_triton(*args)
 
     run.__name__ = name

@@ -49,13 +49,22 @@ def gpu_architecture(x: Tensor) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def _convolutions_in_tf32() -> bool:
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    found: bool = conv.fp32_precision == "tf32"
+    return found
+
+
+# Dynamo does not look into torch.backends: it takes what is set as it compiles.
+_convolutions_in_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def allows_tf32(x: Tensor) -> bool:
     """Whether float32 maps on the device of `x` may be multiplied in TF32: where PyTorch lets its convolutions do so.
 
-    Not traceable: dynamo does not look into torch.backends.
+    In what torch.compile traces that is an unguarded constant, good enough for an order; operators ask when they run.
     """
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return x.is_cuda and torch.version.hip is None and conv.fp32_precision == "tf32"
+    return x.is_cuda and torch.version.hip is None and _convolutions_in_tf32()
 
 
 # Compiled code for GPUs: its name, the capability that it is for, whether it runs there only, whether it is PTX.

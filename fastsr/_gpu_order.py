@@ -1,8 +1,9 @@
 """Which of a GPU's two kinds of kernels goes first for a call, by what was measured: gpu_order/<architecture>.json.
 
-`fastsr tune --order` writes a table from results of `fastsr bench`. It lists, per operator, the calls on which CUDA C++
-and Triton were timed: a precision, whether a backward followed, and how many pixels the map had. A call counts as the
-one with the nearest number of pixels, by doublings. What a table does not list stays in the order of `_dispatch.py`.
+`fastsr tune --order` writes a table from results of `fastsr bench`. It lists, per operator or fusion, the calls on
+which CUDA C++ and Triton were timed: a precision, whether a backward followed, and how many pixels the map had. A call
+counts as the one with the nearest number of pixels, by doublings. What a table does not list stays in the order of
+`_dispatch.py`.
 
 Tables are read when fastsr is imported, and a look into them is comparisons of plain values, so that `torch.compile`
 folds the choice into guards.
@@ -53,10 +54,17 @@ def read(files: Iterable[Path]) -> dict[str, dict[Kind, Order]]:
 TABLES = read(sorted(FOLDER.glob("*.json")))
 
 
-def measured(op: str, x: Tensor, tf32: bool) -> tuple[str, str] | None:
-    """What goes first for `op` on maps like `x`, and what says so; None if nothing was measured. Traceable."""
+def measured(op: str, x: Tensor, tf32: bool, training: bool) -> tuple[str, str] | None:
+    """What goes first for `op` on maps like `x`, and what says so; None if nothing was measured. Traceable.
+
+    Args:
+        op: an operator or a fusion.
+        x: its first map.
+        tf32: whether float32 is multiplied in TF32.
+        training: whether autograd records the call.
+    """
     precision = "tf32" if tf32 else PRECISIONS.get(x.dtype, "")
-    order = TABLES.get(gpu_architecture(x), {}).get((op, precision, torch.is_grad_enabled() and x.requires_grad))
+    order = TABLES.get(gpu_architecture(x), {}).get((op, precision, training))
     if order is None or x.dim() != 4:
         return None
     pixels = x.shape[0] * x.shape[2] * x.shape[3]

@@ -124,11 +124,13 @@ def test_mixed_dtypes(cpu_kernels: None) -> None:
 def test_opcheck(cpu_kernels: None, layout: str, shortcut: bool) -> None:
     x, w, b, s = inputs((2, 10, 7, 8), 12, layout=layout)
     leaves = [t.requires_grad_() for t in (x.detach(), w, b, s.detach())]
-    torch.library.opcheck(torch.ops.fastsr.conv3x3_gelu, (*leaves[:3], leaves[3] if shortcut else None, 1))
+    torch.library.opcheck(torch.ops.fastsr.conv3x3_gelu.default, (*leaves[:3], leaves[3] if shortcut else None, 1))
     plain = [t.detach() for t in leaves]
     for needs_dx in (False, True):
         torch.library.opcheck(
-            torch.ops.fastsr.conv3x3_gelu_backward, (plain[3], *plain[:3], 1, needs_dx), test_utils="test_faketensor"
+            torch.ops.fastsr.conv3x3_gelu_backward.default,
+            (plain[3], *plain[:3], 1, needs_dx),
+            test_utils="test_faketensor",
         )
 
 

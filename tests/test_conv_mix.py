@@ -122,10 +122,10 @@ def test_opcheck(cpu_kernels: None, layout: str, depthwise: bool) -> None:
     tensors = [t.detach() for t in inputs((2, 10, 7, 8), 12, layout=layout, depthwise=depthwise)]
     head, tail = tensors[:2], tensors[2:] if depthwise else [None, None, *tensors[2:]]
     leaves = [t if t is None else t.clone().requires_grad_() for t in tail]
-    torch.library.opcheck(torch.ops.fastsr.conv_mix, (*(t.requires_grad_() for t in head), *leaves, 1))
+    torch.library.opcheck(torch.ops.fastsr.conv_mix.default, (*(t.requires_grad_() for t in head), *leaves, 1))
     grad = feature_map((2, 12, 7, 8), layout)
     torch.library.opcheck(
-        torch.ops.fastsr.conv_mix_backward,
+        torch.ops.fastsr.conv_mix_backward.default,
         (grad, *(t.detach() for t in head), *tail, 1),
         test_utils="test_faketensor",
     )

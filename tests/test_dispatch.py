@@ -16,7 +16,6 @@ from kernel_checks import float32_precision
 
 import fastsr
 from fastsr import _cuda, _device, _dispatch, _native, ops
-from fastsr.ops.alk_conv import backend_of
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -84,9 +83,9 @@ def test_the_gpu_s_two_backends_are_tried_in_the_order_of_the_table(monkeypatch:
     on_gpu = torch.empty(1, 4, 3, 3, device="meta")
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", 0))
     monkeypatch.setitem(_dispatch._kernels, "alk_conv", {"cuda": lambda x: None, "triton": lambda x: None})
-    assert _dispatch.select("alk_conv", on_gpu) == _dispatch.FIRST_ON_GPU["alk_conv"][0]
+    assert _dispatch.select("alk_conv", on_gpu) == "cuda"
     for first, other in (("cuda", "triton"), ("triton", "cuda")):
-        monkeypatch.setitem(_dispatch.FIRST_ON_GPU, "alk_conv", (first, "the test says so"))
+        monkeypatch.setattr(_dispatch, "FIRST_ON_GPU", (first, "the test says so"))
         monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: None)
         assert _dispatch.select("alk_conv", on_gpu) == first
         monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: "the test forbids it")
@@ -98,11 +97,6 @@ def test_the_gpu_s_two_backends_are_tried_in_the_order_of_the_table(monkeypatch:
         monkeypatch.setitem(_dispatch._kernels["alk_conv"], first, lambda x: None)
 
 
-def test_operators_that_go_first_in_cuda_know_tf32() -> None:
-    """Where it is allowed, Triton's products are of TF32: FMAs would take longer than their bytes."""
-    assert {op for op, (first, _) in _dispatch.FIRST_ON_GPU.items() if first == "cuda"} <= _cuda._in_tf32
-
-
 def test_operators_with_products_of_maps_know_tf32() -> None:
     """All but those of statistics, and the backward of all that do."""
     assert set(_dispatch.OPERATORS) - _cuda._in_tf32 == {"cca_norm", "pixel_norm"}
@@ -112,38 +106,23 @@ def test_operators_with_products_of_maps_know_tf32() -> None:
     }
 
 
-def test_the_precision_is_no_obstacle_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be traced, and is not asked there."""
-    cudnn = torch.backends.cudnn
-    monkeypatch.setattr(_device, "allows_tf32", lambda x: cudnn.conv.fp32_precision == "tf32")
-    with pytest.raises(Exception, match="fp32_precision"):
-        torch.compile(lambda x: x + _device.allows_tf32(x), fullgraph=True, backend="eager")(torch.zeros(2))
-
-    @torch.compile(fullgraph=True, backend="eager")
-    def shifted(x: torch.Tensor) -> torch.Tensor:
-        return x + (1 if _dispatch.first_on_gpu("alk_conv", x)[0] == "cuda" else -1)
-
-    assert torch.equal(shifted(torch.zeros(2)), torch.ones(2))
-
-
 def test_the_cuda_key_leads_to_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the function under an operator's CUDA key, without a GPU."""
     calls = []
-    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append(("triton", name, args)))
+    run = _cuda._choosing("pixel_norm", "pixel_norm", lambda *args: calls.append(("triton", "pixel_norm", args)))
     fake_ops = types.SimpleNamespace(_cuda_pixel_norm=lambda *args: calls.append(("cuda", "pixel_norm", args)))
     monkeypatch.setattr(torch.ops, "fastsr", fake_ops)
-    run = _cuda._operator("pixel_norm", "pixel_norm")
-    x = torch.empty(1)
+    arguments = (torch.empty(1, 8, 2, 2), torch.empty(8), torch.empty(8), 1e-6)
     for name in ("cuda", "triton"):
-        monkeypatch.setattr(_cuda, "select_kernel", lambda op, first, name=name: name)
-        run(x, 1)
+        monkeypatch.setattr(_cuda, "select_kernel", lambda op, x, extents, name=name: name)
+        run(*arguments)
     with fastsr.set_gelu("fast"):
-        monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
-        run(x, 1)
+        monkeypatch.setattr(_cuda, "select_kernel", lambda op, x, extents: "cuda")
+        run(*arguments)
     assert calls == [
-        ("cuda", "pixel_norm", (x, 1, 0)),
-        ("triton", "pixel_norm", (x, 1)),
-        ("cuda", "pixel_norm", (x, 1, 2)),
+        ("cuda", "pixel_norm", (*arguments, 0)),
+        ("triton", "pixel_norm", arguments),
+        ("cuda", "pixel_norm", (*arguments, 2)),
     ]
 
 
@@ -154,12 +133,10 @@ def test_tf32_is_an_argument_of_the_call(monkeypatch: pytest.MonkeyPatch, allowe
     names = ("_cuda_pointwise", "_cuda_pointwise_backward", "_cuda_pixel_norm")
     fakes = {name: lambda *args, name=name: calls.append((name, args[1:])) for name in names}
     monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(**fakes))
-    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: None)
-    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
     monkeypatch.setattr(_cuda._device, "allows_tf32", lambda x: allowed)
+    x = torch.empty(1, 8, 2, 2)
     for name in names:
-        name = name.removeprefix("_cuda_")
-        _cuda._operator(name.removesuffix("_backward"), name)(torch.empty(1, 8, 2, 2), torch.empty(8, 8, 1, 1))
+        _cuda._run(name.removeprefix("_cuda_"), x, (x, torch.empty(8, 8, 1, 1)))
     assert [args[-1] for _, args in calls[:2]] == [allowed, allowed]
     assert [len(args) for _, args in calls] == [3, 3, 2]
 
@@ -228,66 +205,19 @@ def test_info_is_plain_data_and_names_every_operator() -> None:
     assert info["torch"] == torch.__version__
 
 
-def test_calls_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
-    monkeypatch.setattr(torch.ops, "fastsr", types.SimpleNamespace(_cuda_bsconv=lambda *args: calls.append("cuda")))
-    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
-    run = _cuda._operator("bsconv", "bsconv")
-    for channels in (64, 65):
-        run(torch.empty(1, channels, 2, 2), torch.empty(8, channels, 1, 1), None, None, None, 0)
-    with fastsr.backend("cuda"):
-        run(torch.empty(1, 65, 2, 2), torch.empty(8, 65, 1, 1), None, None, None, 0)
-    assert calls == ["cuda", "triton", "cuda"]
-
-
-def test_what_cuda_cannot_take_is_left_to_triton_or_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.empty(1, 65, 2, 2)
-    monkeypatch.setitem(_dispatch._kernels["bsconv"], "triton", lambda x: None)
-    assert _dispatch.instead_of_cuda("bsconv", x, "the test says so") == "triton"
-    monkeypatch.setitem(_dispatch._kernels["bsconv"], "triton", lambda x: "the test forbids it")
-    assert _dispatch.instead_of_cuda("bsconv", x, "the test says so") == "reference"
-    with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="the test says so"):
-        _dispatch.instead_of_cuda("bsconv", x, "the test says so")
-
-
 @pytest.mark.parametrize("name", ("alk_conv", "alk_conv_backward", "alk_stage", "alk_stage_backward"))
 def test_convolutions_beyond_the_limits_of_cuda_go_to_triton(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     op, calls = name.removesuffix("_backward"), []
     arguments = getattr(torch.ops.fastsr, name).default._schema.arguments
-    monkeypatch.setattr(_cuda._triton, "operator", lambda op, name: lambda *args: calls.append("triton"))
-    kernels = types.SimpleNamespace(**{f"_cuda_{name}": lambda *args: calls.append("cuda")})
-    monkeypatch.setattr(torch.ops, "fastsr", kernels)
-    monkeypatch.setattr(_cuda, "select_kernel", lambda op, first: "cuda")
-    run = _cuda._operator(op, name)
+    monkeypatch.setattr(_cuda, "_run", lambda name, first, args: calls.append("cuda"))
+    for backend in ("cuda", "triton"):
+        monkeypatch.setitem(_dispatch._kernels[op], backend, lambda x: None)
+    monkeypatch.setattr(_dispatch, "on_gpu", lambda x: True)
+    run = _cuda._choosing(op, name, lambda *args: calls.append("triton"))
     for channels, taps in ((128, 33), (129, 33), (128, 35)):
         sizes = {"pw_weight": (channels, 4, 1, 1), "lora1_weight": (channels, 1, taps, 1), "eps": (), "activation": ()}
-        run(*(torch.empty(sizes.get(argument.name, (1, 200))) for argument in arguments))
+        run(*(torch.empty(sizes.get(argument.name, (1, 200, 2, 2))) for argument in arguments))
     assert calls == ["cuda", "triton", "triton"]
-
-
-def test_which_backend_takes_convolutions_that_cuda_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton if it is there and can, else the reference."""
-    x = torch.empty(1, 4, 2, 2)
-
-    def weights(channels: int, taps: int) -> ops.ALKConvWeights:
-        vector, across = torch.empty(channels), torch.empty(channels, 1, 1, taps)
-        down, small = torch.empty(channels, 1, taps, 1), torch.empty(channels, 1, 3, 3)
-        return ops.ALKConvWeights(
-            torch.empty(channels, 4, 1, 1), down, vector, across, vector, small, vector, vector, vector
-        )
-
-    monkeypatch.setattr(sys.modules["fastsr.ops.alk_conv"], "select", lambda op, x: "cuda")
-    for op in ("alk_conv", "alk_stage"):
-        for reason, expected in (
-            (None, ["cuda", "triton", "reference", "reference"]),
-            ("the test forbids it", ["cuda", "reference", "reference", "reference"]),
-        ):
-            monkeypatch.setitem(_dispatch._kernels[op], "triton", lambda x, reason=reason: reason)
-            sizes = ((128, 33), (129, 31), (513, 31), (128, 35))
-            assert [backend_of(op, x, weights(*size)) for size in sizes] == expected
-        with fastsr.backend("cuda"), pytest.raises(fastsr.BackendError, match="129 channels out exceed 128"):
-            backend_of(op, x, weights(129, 31))
 
 
 CODES = "sm_80 sm_86 sm_89 sm_90a sm_100 sm_120 compute_120"  # what setup.py asks nvcc for
@@ -316,7 +246,7 @@ def test_a_gpu_runs_the_code_of_its_generation_or_ptx(capability: tuple[int, int
     [
         (9, 0, None),
         (13, 1, "the GPU is sm_131, newer than the CUDA C++ kernels: the driver compiles their PTX (compute_120)"),
-        (11, 0, "Triton runs in place of the CUDA C++ kernels: the GPU is sm_110, the CUDA C++ kernels are built for"),
+        (11, 0, None),  # Triton's calls say why they are taken
     ],
 )
 def test_a_gpu_without_code_of_its_own_is_announced_once(

@@ -143,7 +143,7 @@ def test_the_nearest_call_decides(dtype: torch.dtype, size: tuple[int, ...], gra
 def test_what_was_not_measured_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.empty(1, 4, 100, 100, device="meta")
     for op, dtype in (("bsconv", torch.bfloat16), ("esa", torch.float16)):
-        assert _dispatch.first_on_gpu(op, x.to(dtype)) == _dispatch.FIRST_ON_GPU.get(op, _dispatch.FIRST_BY_DEFAULT)
+        assert _dispatch.first_on_gpu(op, x.to(dtype)) == _dispatch.FIRST_ON_GPU
     monkeypatch.setattr(_gpu_order, "gpu_architecture", lambda x: "sm_80")
     assert _dispatch.first_on_gpu("bsconv", x.half())[1] == "not measured"
 
@@ -161,5 +161,6 @@ def test_torch_compile_folds_the_choice() -> None:
 def test_tables_in_the_package_can_be_read() -> None:
     for table in _gpu_order.TABLES.values():
         for (op, precision, _), (limits, origin) in table.items():
-            assert op in _dispatch.OPERATORS and precision in {*_gpu_order.PRECISIONS.values(), "tf32"} and origin
+            assert op in (*_dispatch.OPERATORS, *_dispatch.FUSIONS) and origin
+            assert precision in {*_gpu_order.PRECISIONS.values(), "tf32"}
             assert {first for _, first in limits} <= {"cuda", "triton"}

@@ -59,12 +59,12 @@ def define_kept(
         if any(grad is None for grad in of_maps):
             maps = maps_of(x, *weights, *ctx.numbers)
             of_maps = tuple(y.zero_() if grad is None else grad for y, grad in zip(maps, of_maps, strict=True))
-        return (*call_backward(*of_maps, x, packed, *weights, *ctx.numbers), *numbers)
+        return (*ctx.call_backward(*of_maps, x, packed, *weights, *ctx.numbers), *numbers)
 
     arguments, results = schema.split(" -> ")
     kept_schema = f"{arguments} -> ({results.strip('()')}, Tensor)"
     kept_backward_schema = backward_schema.replace("Tensor x, ", "Tensor x, Tensor packed, ")
-    call, call_backward = define(
+    call = define(
         f"{op}_kept",
         kept_schema,
         kept_backward_schema,

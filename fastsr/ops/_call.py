@@ -12,30 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fastsr._dispatch import records
 from fastsr._transforms import has_tangent, transformed
 from fastsr.errors import InputError
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
-def records(*values: Any) -> bool:
-    """Whether autograd would record a call with these tensors. Anything else among them is left to the checks.
-
-    A trace of torch.jit may be run with autograd, whatever it was made with.
-    """
-    recording = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return recording and any(isinstance(value, Tensor) and value.requires_grad for value in values)
-
-
 def _seen_through() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
 
 
-def backward_caller(name: str) -> Callable[..., Any]:
-    """A function that calls the backward operator `fastsr::name`."""
-    operator = getattr(torch.ops.fastsr, name).default
+def backward_caller(operator: Any) -> Callable[..., Any]:
+    """A function that calls this backward operator."""
 
     def call(*args: Any) -> Any:
         if torch.is_grad_enabled() or _seen_through():  # with create_graph: it says that it cannot be differentiated
@@ -47,10 +37,13 @@ def backward_caller(name: str) -> Callable[..., Any]:
 
 
 def caller(
-    op: str, schema: str, setup_context: Callable[..., None], backward: Callable[..., Any]
+    operator: Any, traced: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """A function that calls `fastsr::op`; setup_context and backward as for `torch.library.register_autograd`."""
-    operator = getattr(torch.ops.fastsr, op).default
+    """A function that calls `operator`; setup_context and backward as for `torch.library.register_autograd`.
+
+    A trace of torch.jit records `traced`, which any device can run.
+    """
+    op = operator._schema.name.removeprefix("fastsr::")
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         *tensors, layout = inputs
@@ -76,11 +69,11 @@ def caller(
         (torch.autograd.Function,),
         {"forward": staticmethod(forward), "backward": staticmethod(gradients)},
     )
-    has_lists = "Tensor[]" in schema.split("->", maxsplit=1)[0]
+    has_lists = any(str(argument.type) == "List[Tensor]" for argument in operator._schema.arguments)
 
     def call(*args: Any) -> Any:
         if _seen_through():
-            return operator(*args)
+            return traced(*args) if torch.jit.is_tracing() else operator(*args)
         layout = tuple(len(a) if isinstance(a, list) else -1 for a in args) if has_lists else None
         tensors = args if layout is None else _flat(args, layout)
         if records(*tensors):

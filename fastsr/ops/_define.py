@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, _native, _triton
-from fastsr._dispatch import can_run, current_backend, register, select
+from fastsr import _cuda, _dispatch, _native, _triton
+from fastsr._dispatch import can_run, current_backend, records, register, select
 from fastsr._export import exporting
 from fastsr._native import LIB
 from fastsr._transforms import transformed
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._call import backward_caller, caller, records
+from fastsr.ops._call import backward_caller, caller
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
@@ -34,20 +34,31 @@ def define(
     fake_backward: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Define `fastsr::op` and `fastsr::op_backward`, and return a function that calls each (see _call.py).
+    backend: str = "",
+) -> Callable[..., Any]:
+    """Define `fastsr::op` and `fastsr::op_backward`, and return a function that calls the former (see _call.py).
 
     Args:
         op: the operator's name.
         schema, backward_schema: their arguments and results, "(Tensor x, ...) -> Tensor".
         fake, fake_backward: shapes, dtypes and strides of the results on fake tensors.
-        setup_context, backward: as for `torch.library.register_autograd`.
+        setup_context, backward: as for `torch.library.register_autograd`; `ctx.call_backward` calls the latter.
+        backend: if given, they are overloads of this name, for that backend.
     """
-    LIB.define(f"{op}{schema}", tags=_TAGS)
-    LIB.define(f"{op}_backward{backward_schema}", tags=_TAGS)
-    torch.library.register_fake(f"fastsr::{op}", fake, lib=LIB)
-    torch.library.register_fake(f"fastsr::{op}_backward", fake_backward, lib=LIB)
-    torch.library.register_autograd(f"fastsr::{op}", backward, setup_context=setup_context, lib=LIB)
+    overload = f".{backend}" if backend else ""
+    names = (f"{op}{overload}", f"{op}_backward{overload}")
+    for name, its_schema, its_fake in zip(names, (schema, backward_schema), (fake, fake_backward), strict=True):
+        LIB.define(f"{name}{its_schema}", tags=_TAGS)
+        torch.library.register_fake(f"fastsr::{name}", its_fake, lib=LIB)
+    forward, traced, adjoint = (
+        getattr(getattr(torch.ops.fastsr, name), which)
+        for name, which in ((op, backend or "default"), (op, "default"), (f"{op}_backward", backend or "default"))
+    )
+    call_backward = backward_caller(adjoint)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.call_backward = call_backward
+        setup_context(ctx, inputs, output)
 
     def double_backward(ctx: Any, *grads: Tensor) -> None:
         raise InputError(
@@ -55,8 +66,20 @@ def define(
             "fastsr.backend('reference')"
         )
 
-    torch.library.register_autograd(f"fastsr::{op}_backward", double_backward, lib=LIB)
-    return caller(op, schema, setup_context, backward), backward_caller(f"{op}_backward")
+    torch.library.register_autograd(f"fastsr::{names[0]}", backward, setup_context=setup, lib=LIB)
+    torch.library.register_autograd(f"fastsr::{names[1]}", double_backward, lib=LIB)
+    return caller(forward, traced, setup, backward)
+
+
+def define_choice(op: str, schema: str, backward_schema: str, **functions: Any) -> dict[str, Any]:
+    """The same for an operator with backends to choose, and return such a function for each of them by its name.
+
+    The CPU's kernels stand under `fastsr::op` itself. Those of GPUs are the overloads `fastsr::op.cuda` and
+    `fastsr::op.triton`, so that a call takes the one backend that was chosen for it, backward and compiled included.
+    """
+    call = define(op, schema, backward_schema, **functions)  # first: it is what a call without an overload means
+    on_gpu = {name: define(op, schema, backward_schema, **functions, backend=name) for name in ("cuda", "triton")}
+    return {"cpu": call, **on_gpu}
 
 
 def define_packed(op: str, pack_schema: str, schemas: dict[str, str], fakes: dict[str, Callable[..., Any]]) -> None:
@@ -109,21 +132,18 @@ def define_inference(op: str, schema: str, fake: Callable[..., Any]) -> None:
 
 
 def fuses_on_cuda(op: str, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the CUDA C++ kernels of `op` would run on x, for inference: fusions of them are launches and bytes less.
-
-    Where no backend is forced that goes before what is tried first for the operators themselves.
-    """
+    """Whether fusions of `op` in CUDA C++ may be called for x, in inference; whether they are taken, they decide."""
     return _fuses_on("cuda", op, x, *others)
 
 
 def fuses_on_triton(op: str, x: Tensor, *others: Tensor | None) -> bool:
-    """The same for the Triton kernels; to be asked behind `fuses_on_cuda`."""
+    """The same for Triton's."""
     return _fuses_on("triton", op, x, *others)
 
 
 def _fuses_on(wanted: str, op: str, x: Tensor, *others: Tensor | None) -> bool:
     backend = current_backend()
-    if (backend != wanted and (backend != "auto" or x.device.type != "cuda")) or exporting():
+    if (backend != wanted and (backend != "auto" or not _dispatch.on_gpu(x))) or exporting():
         return False
     if transformed() or records(x, *others):
         return False

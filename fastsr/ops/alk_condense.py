@@ -1,7 +1,7 @@
 """alk_condense: the last ALKConv of a distillation block and the 1x1 over its four maps, on a GPU in one operator.
 
-Like `mixer_block` a fusion and not an operator with backends to choose: without CUDA C++, and with autograd, `alk_conv`
-and `pointwise` run one behind the other.
+Like `mixer_block` a fusion and not an operator with backends to choose: where CUDA C++ does not go first, and with
+autograd, `alk_conv` and `pointwise` run one behind the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda
+from fastsr._dispatch import fusing_backend
 from fastsr._native import LIB
 from fastsr.errors import InputError
 from fastsr.ops import _checks
@@ -92,7 +93,7 @@ def _fuses(x: Tensor, maps: Sequence[Tensor], weights: ALKConvWeights, rest: tup
     if any(d.shape != maps[0].shape or d.dtype != x.dtype for d in maps):
         return False
     fits = fits_condense(*condense_sizes(weights, rest[0], rest[2]))
-    return fits and fuses_on_cuda("alk_conv", x, *maps, *weights, *rest)
+    return fits and fusing_backend("alk_condense", x, ("cuda",), (*maps, *weights, *rest)) is not None
 
 
 def pack_alk_condense(

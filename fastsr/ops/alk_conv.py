@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, reference
-from fastsr._dispatch import current_backend, instead_of_cuda, reference_because, select
+from fastsr._dispatch import Extents, current_backend, limit, records, select
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._alk_kept import define_kept
 from fastsr.ops._define import (
     can_pack,
-    define,
+    define_choice,
     define_packed,
     empty_map,
-    records,
     register_cpu,
     register_cuda,
     register_triton,
@@ -27,8 +26,15 @@ from fastsr.ops._define import (
 from fastsr.reference import Activation, ALKConvWeights
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TAPS = {"cpu": 63, "cuda": 33, "triton": LIMITS["alk_conv"]["t"]}  # csrc/cpu/isa/alk_conv.h, csrc/cuda/alk.h
-MAX_CHANNELS = {"cuda": 128, "triton": LIMITS["alk_conv"]["k"]}  # csrc/cuda/alk.h
+MOST = {
+    "cpu": {"taps": 63},  # csrc/cpu/isa/alk_conv.h
+    "cuda": {"taps": 33, "channels out": 128},  # csrc/cuda/alk.h
+    "triton": {
+        "taps": LIMITS["alk_conv"]["t"],
+        "channels out": LIMITS["alk_conv"]["k"],
+        "offsets in a row's taps": 2**31 - 1,  # of 32 bits
+    },
+}
 
 WEIGHTS_SCHEMA = (
     "Tensor pw_weight, Tensor lora1_weight, Tensor lora1_bias, Tensor lora2_weight, Tensor lora2_bias, "
@@ -57,33 +63,16 @@ def check_weights(op: str, x: Tensor, weights: ALKConvWeights) -> None:
         _checks.weight(op, x, value, name, (k,))
 
 
-def _reason_against(backend: str, x: Tensor, weights: ALKConvWeights) -> str | None:
-    """Why kernels of `backend` cannot take these sizes, or None."""
-    taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
-    if taps > MAX_TAPS.get(backend, taps):
-        return f"a kernel of {taps} taps exceeds {MAX_TAPS[backend]}"
-    if channels > MAX_CHANNELS.get(backend, channels):
-        return f"{channels} channels out exceed {MAX_CHANNELS[backend]}"
-    if backend == "triton" and x.shape[3] * channels * taps >= 2**31:
-        return f"x is {x.shape[3]} pixels wide, too many for offsets of 32 bits within the taps"
-    return None
-
-
-def backend_of(op: str, x: Tensor, weights: ALKConvWeights) -> str:
-    """The backend for these tensors."""
-    chosen = select(op, x)
-    reason = _reason_against(chosen, x, weights)
-    if reason is not None and chosen == "cuda":
-        chosen = instead_of_cuda(op, x, reason)
-        reason = _reason_against(chosen, x, weights)
-    if reason is not None:
-        chosen = reference_because(op, reason)
-    return chosen
+def extents(x: Tensor, pw_weight: Tensor, lora1_weight: Tensor, **_: Any) -> Extents:
+    """Those of a call that bound the kernels."""
+    channels, taps = pw_weight.shape[0], lora1_weight.shape[2]
+    return {"taps": taps, "channels out": channels, "offsets in a row's taps": x.shape[3] * channels * taps}
 
 
 def fits_cuda(pw_weight: Tensor, lora1_weight: Tensor) -> bool:
     """Whether the CUDA C++ kernels take weights of these sizes."""
-    return lora1_weight.shape[2] <= MAX_TAPS["cuda"] and pw_weight.shape[0] <= MAX_CHANNELS["cuda"]
+    most = MOST["cuda"]
+    return lora1_weight.shape[2] <= most["taps"] and pw_weight.shape[0] <= most["channels out"]
 
 
 def _fake(x: Tensor, pw_weight: Tensor, *rest: Any) -> Tensor:
@@ -101,7 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _call_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
+    gradients = ctx.call_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation)
     return (*gradients, None, None)
 
 
@@ -110,7 +99,7 @@ BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor x, {WEIGHTS_SCHEMA}, float eps, int activation) -> ({', '.join(['Tensor'] * 10)})"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "alk_conv",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -123,7 +112,7 @@ _call_kept = define_kept("alk_conv", SCHEMA, BACKWARD_SCHEMA, fake=_fake, fake_b
 register_cpu("alk_conv", KERNEL_DTYPES)
 register_triton("alk_conv", KERNEL_DTYPES)
 register_cuda("alk_conv", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
-_cuda.limit("alk_conv", lambda *args: fits_cuda(*args[-11:-9]))  # the first weights, in both directions
+limit("alk_conv", extents, MOST)
 
 
 def _fake_packed(x: Tensor, packed: Tensor, channels: int, *rest: Any) -> Tensor:
@@ -162,7 +151,7 @@ def pack_alk_conv(
     order = ("cuda", "cpu") if current_backend() == "cuda" else ("cpu", "cuda")
     backend = next((name for name in order if can_pack("alk_conv", weights.pw_weight, name)), None)
     taps, channels = weights.lora1_weight.shape[2], weights.pw_weight.shape[0]
-    if backend is None or taps > MAX_TAPS[backend] or channels > MAX_CHANNELS.get(backend, channels):
+    if backend is None or taps > MOST[backend]["taps"] or channels > MOST[backend].get("channels out", channels):
         return None
     with torch.no_grad():
         return torch.ops.fastsr.alk_conv_pack(*weights, d_weight, d_bias)
@@ -201,10 +190,10 @@ def alk_conv(
         code = _checks.ACTIVATIONS.index(activation)
         return torch.ops.fastsr.alk_conv_packed(x, packed, channels, taps, eps, code)
     check_weights("alk_conv", x, weights)
-    backend = backend_of("alk_conv", x, weights)
+    backend = select("alk_conv", x, extents(x, *weights[:2]), weights)
     if backend == "reference":
         return reference.alk_conv(x, weights, eps=eps, activation=activation)
     code = _checks.ACTIVATIONS.index(activation)
     if backend == "cuda" and records(x, *weights):
         return _call_kept(x, *weights, eps, code)[0]
-    return _call(x, *weights, eps, code)
+    return _call[backend](x, *weights, eps, code)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, reference
+from fastsr import reference
+from fastsr._dispatch import limit, records, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._alk_kept import define_kept
-from fastsr.ops._define import define, empty_map, records, register_cpu, register_cuda, register_triton, takes_packed
-from fastsr.ops.alk_conv import KERNEL_DTYPES, WEIGHTS_SCHEMA, backend_of, check_weights, fits_cuda
+from fastsr.ops._define import define_choice, empty_map, register_cpu, register_cuda, register_triton, takes_packed
+from fastsr.ops.alk_conv import KERNEL_DTYPES, MOST, WEIGHTS_SCHEMA, check_weights, extents
 from fastsr.reference import ALKConvWeights
 
 
@@ -31,7 +32,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _call_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
+    gradients = ctx.call_backward(grad_distilled, grad_refined, *ctx.saved_tensors, ctx.eps)
     return (*gradients, None)
 
 
@@ -41,7 +42,7 @@ BACKWARD_SCHEMA = (
     f"float eps) -> ({', '.join(['Tensor'] * 12)})"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "alk_stage",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -54,7 +55,7 @@ _call_kept = define_kept("alk_stage", SCHEMA, BACKWARD_SCHEMA, fake=_fake, fake_
 register_cpu("alk_stage", KERNEL_DTYPES)
 register_triton("alk_stage", KERNEL_DTYPES)
 register_cuda("alk_stage", SCHEMA, BACKWARD_SCHEMA, KERNEL_DTYPES, tf32=True)
-_cuda.limit("alk_stage", lambda *args: fits_cuda(*args[-10:-8]))  # the first of the convolution's, in both directions
+limit("alk_stage", extents, MOST)
 
 
 def check_stage_weights(op: str, x: Tensor, weights: ALKConvWeights, d_weight: Tensor, d_bias: Tensor) -> None:
@@ -99,10 +100,11 @@ def alk_stage(
         distilled, taps = d_weight.shape[0], weights.lora1_weight.shape[2]
         return torch.ops.fastsr.alk_stage_packed(x, packed, distilled, taps, eps)
     check_stage_weights("alk_stage", x, weights, d_weight, d_bias)
-    backend = backend_of("alk_stage", x, weights)
+    tensors = (d_weight, d_bias, *weights)
+    backend = select("alk_stage", x, extents(x, *weights[:2]), tensors)
     if backend == "reference":
         return reference.alk_stage(x, d_weight, d_bias, weights, eps=eps)
-    if backend == "cuda" and records(x, d_weight, d_bias, *weights):
-        distilled, refined, _ = _call_kept(x, d_weight, d_bias, *weights, eps)
+    if backend == "cuda" and records(x, *tensors):
+        distilled, refined, _ = _call_kept(x, *tensors, eps)
         return distilled, refined
-    return _call(x, d_weight, d_bias, *weights, eps)
+    return _call[backend](x, *tensors, eps)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsr._dispatch import select
+from fastsr._dispatch import fusing_backend, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._alk_packed import packed_bytes
@@ -67,7 +67,8 @@ def _is_read(x: Tensor, weights: ALKConvWeights, beside: tuple[Tensor, ...]) -> 
     if weights.pw_weight.dtype != x.dtype:
         return False
     if op == "alk_condense":
-        return fits_condense(*condense_sizes(weights, beside[0], beside[2]))
+        fits = fits_condense(*condense_sizes(weights, beside[0], beside[2]))
+        return fits and fusing_backend(op, x, ("cuda",), (*weights, *beside)) is not None
     return fits_cuda(weights.pw_weight, weights.lora1_weight) and select(op, x) == "cuda"
 
 

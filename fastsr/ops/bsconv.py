@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _cuda, reference
-from fastsr._dispatch import instead_of_cuda, reference_because, select
+from fastsr import reference
+from fastsr._dispatch import Extents, limit, reference_because, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
-    define,
+    define_choice,
     define_packed,
     empty_map,
     register_cpu,
@@ -57,13 +57,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, d_shortcut = _call_backward(grad, *ctx.saved_tensors, ctx.activation)
+    *gradients, d_shortcut = ctx.call_backward(grad, *ctx.saved_tensors, ctx.activation)
     if not ctx.has_shortcut:
         return (*gradients, None, None)
     return (*gradients, d_shortcut if ctx.activation else grad, None)
 
 
-_call, _call_backward = define(
+_call = define_choice(
     "bsconv",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -75,7 +75,13 @@ _call, _call_backward = define(
 register_cpu("bsconv", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("bsconv")
 register_cuda("bsconv", SCHEMA, BACKWARD_SCHEMA, tf32=True)
-_cuda.limit("bsconv", lambda *args: max(args[-5].shape[:2]) <= MAX_CHANNELS)  # pw_weight, in both directions
+
+
+def _extents(pw_weight: Tensor, **_: Any) -> Extents:
+    return {"channels": max(pw_weight.shape[:2])}
+
+
+limit("bsconv", _extents, {"cuda": {"channels": MAX_CHANNELS}})
 
 define_packed(
     "bsconv",
@@ -124,12 +130,9 @@ def pack_bsconv(
         return torch.ops.fastsr.bsconv_pack(pw_weight, dw_weight, dw_bias, d_weight, d_bias)
 
 
-def _choose(x: Tensor, dw_weight: Tensor, stride: int, padding: int) -> str:
-    chosen = select("bsconv", x)
-    channels = max(x.shape[1], dw_weight.shape[0])
-    if chosen == "cuda" and channels > MAX_CHANNELS:
-        reason = f"there are {channels} channels, the cuda kernel takes at most {MAX_CHANNELS}"
-        chosen = instead_of_cuda("bsconv", x, reason)
+def _choose(x: Tensor, weights: tuple[Tensor, ...], shortcut: Tensor | None, stride: int, padding: int) -> str:
+    pw_weight, dw_weight, _ = weights
+    chosen = select("bsconv", x, _extents(pw_weight), (*weights, shortcut))
     kernel = tuple(dw_weight.shape[2:])
     if chosen != "reference" and (kernel, stride, padding) != ((3, 3), 1, 1):
         reason = (
@@ -189,9 +192,10 @@ def bsconv(
         kh, kw = dw_weight.shape[-2:]
         height, width = ((n + 2 * padding - k) // stride + 1 for n, k in ((x.shape[2], kh), (x.shape[3], kw)))
         _checks.shortcut("bsconv", x, shortcut, (x.shape[0], channels, height, width))
-    if _choose(x, dw_weight, stride, padding) != "reference":
+    backend = _choose(x, (pw_weight, dw_weight, dw_bias), shortcut, stride, padding)
+    if backend != "reference":
         code = _checks.ACTIVATIONS.index(activation)
-        return _call(x, pw_weight, dw_weight, dw_bias, shortcut, code)
+        return _call[backend](x, pw_weight, dw_weight, dw_bias, shortcut, code)
     return reference.bsconv(
         x,
         pw_weight,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda
-from fastsr._dispatch import select
+from fastsr._dispatch import fusing_backend, records, select
 from fastsr._native import LIB
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, records, takes_packed
+from fastsr.ops._define import define, empty_map, takes_packed
 from fastsr.ops.bsconv import MAX_CHANNELS, bsconv
 from fastsr.ops.pointwise import pointwise
 
@@ -33,7 +33,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_distilled: Tensor, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
-    gradients: tuple[Tensor, ...] = _call_backward(grad_distilled, grad_refined, *ctx.saved_tensors)
+    gradients: tuple[Tensor, ...] = ctx.call_backward(grad_distilled, grad_refined, *ctx.saved_tensors)
     return gradients
 
 
@@ -51,7 +51,7 @@ _INPUTS = "Tensor x, Tensor d_weight, Tensor d_bias, Tensor pw_weight, Tensor dw
 SCHEMA = f"({_INPUTS}) -> (Tensor, Tensor)"
 BACKWARD_SCHEMA = f"(Tensor grad_distilled, Tensor grad_refined, {_INPUTS}) -> ({', '.join(['Tensor'] * 6)})"
 
-_call, _call_backward = define(
+_call = define(
     "bsconv_stage",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -67,13 +67,15 @@ _cuda.define_fusion("bsconv_stage_backward", BACKWARD_SCHEMA)
 
 def _fusing_backend(tensors: tuple[Tensor, ...]) -> str | None:
     """The backend that runs both halves of these in one pass, or None."""
-    x, d_weight, dw_weight = tensors[0], tensors[1], tensors[4]
-    backend = select("bsconv", x)
+    x, *others = tensors
+    d_weight, pw_weight, dw_weight = tensors[1], tensors[3], tensors[4]
     if not all(isinstance(t, Tensor) for t in tensors) or dw_weight.shape[2:] != (3, 3):
         return None  # `pointwise` and `bsconv` say what is wrong, if anything is
-    if backend == "cuda" and max(x.shape[1], d_weight.shape[0]) <= MAX_CHANNELS:
-        return backend
-    return backend if backend == "cpu" and not records(*tensors) else None
+    backend = select("bsconv", x, None, others)
+    if backend == "cpu":
+        return None if records(*tensors) else backend
+    fits = max(*pw_weight.shape[:2], d_weight.shape[0]) <= MAX_CHANNELS
+    return fusing_backend("bsconv_stage", x, ("cuda",) if fits else (), others, trained=True)
 
 
 def bsconv_stage(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr._dispatch import Extents, limit, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
-    define,
+    define_choice,
     define_over,
     empty_map,
     may_overwrite,
@@ -22,7 +22,7 @@ from fastsr.ops._define import (
 )
 
 _TENSORS = 8  # x, shortcut, four of the attention, two of the norm
-CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN = 256, 256  # csrc/cuda/cca_norm.h
+MOST = {"cuda": {"channels": 256, "channels inside": 256}}  # csrc/cuda/cca_norm.h
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
     if grad is None:
         return (None,) * (_TENSORS + 1)
     saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
-    gradients = _call_backward(grad, *saved, ctx.eps)
+    gradients = ctx.call_backward(grad, *saved, ctx.eps)
     norm: tuple[Tensor | None, ...] = gradients[5:] if saved[-1] is not None else (None, None)
     return (gradients[0], grad, *gradients[1:5], *norm, None)
 
@@ -71,7 +71,7 @@ BACKWARD_SCHEMA = (
     "Tensor du2_bias, Tensor? norm_weight, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "cca_norm",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -88,6 +88,13 @@ define_over(
 )
 register_triton("cca_norm")
 register_cuda("cca_norm", SCHEMA, BACKWARD_SCHEMA)
+
+
+def _extents(x: Tensor, du0_weight: Tensor, **_: Any) -> Extents:
+    return {"channels": x.shape[1], "channels inside": du0_weight.shape[0]}
+
+
+limit("cca_norm", _extents, MOST)
 
 
 def check_cca_weights(
@@ -153,15 +160,12 @@ def cca_norm(
     _checks.feature_map("cca_norm", x)
     parameters = (du0_weight, du0_bias, du2_weight, du2_bias, norm_weight, norm_bias)
     check_cca_weights("cca_norm", x, shortcut, *parameters)
-    c, r = x.shape[1], du0_weight.shape[0]
     mixed = shortcut.dtype != x.dtype  # under autocast, which leaves it to the addition to unite them
-    backend = "reference" if mixed else select("cca_norm", x)
-    if backend == "cuda" and (c > CUDA_MAX_CHANNELS or r > CUDA_MAX_HIDDEN):
-        reason = f"{c} channels, {r} inside, exceed {CUDA_MAX_CHANNELS} and {CUDA_MAX_HIDDEN}"
-        backend = reference_because("cca_norm", reason)
+    others = (shortcut, *parameters)
+    backend = "reference" if mixed else select("cca_norm", x, _extents(x, du0_weight), others)
     if backend == "reference":
         return reference.cca_norm(x, shortcut, *parameters, eps=eps)
     if not (overwrite and may_overwrite("cca_norm", x, shortcut, *parameters)):
-        return _call(x, shortcut, *parameters, eps)[0]
+        return _call[backend](x, shortcut, *parameters, eps)[0]
     torch.ops.fastsr.cca_norm_(x, shortcut, *parameters, eps)
     return x

@@ -12,7 +12,7 @@ from fastsr._dispatch import select
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
-    define,
+    define_choice,
     define_over,
     define_packed,
     empty_map,
@@ -52,7 +52,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None]:
     x, weight, bias = ctx.saved_tensors
     needs_dx = ctx.needs_input_grad[0]
-    dx, d_weight, d_bias = _call_backward(grad, x, weight, bias, ctx.activation, needs_dx)
+    dx, d_weight, d_bias = ctx.call_backward(grad, x, weight, bias, ctx.activation, needs_dx)
     return dx if needs_dx else None, d_weight, d_bias, grad if ctx.needs_input_grad[3] else None, None
 
 
@@ -61,7 +61,7 @@ BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor weight, Tensor bias, int activation, bool needs_dx) -> (Tensor, Tensor, Tensor)"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "conv3x3_gelu",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -136,9 +136,10 @@ def conv3x3_gelu(
     _checks.weight("conv3x3_gelu", x, weight, "weight", (None, x.shape[1], 3, 3))
     _checks.weight("conv3x3_gelu", x, bias, "bias", (weight.shape[0],))
     _check_shortcut(x, weight, shortcut)
-    if select("conv3x3_gelu", x) == "reference":
+    backend = select("conv3x3_gelu", x, None, (weight, *others))
+    if backend == "reference":
         return reference.conv3x3_gelu(x, weight, bias, activation=activation, shortcut=shortcut)
     if overwrite and shortcut is not None and may_overwrite("conv3x3_gelu", shortcut, x, weight, bias):
         torch.ops.fastsr.conv3x3_gelu_(shortcut, x, weight, bias, code)
         return shortcut
-    return _call(x, weight, bias, shortcut, code)
+    return _call[backend](x, weight, bias, shortcut, code)

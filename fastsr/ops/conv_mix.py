@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr._dispatch import Extents, limit, select
 from fastsr._shapes import LIMITS
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
+from fastsr.ops._define import define_choice, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Activation
 
 # A program holds all channels of its pixels, and the 1x1 weights in shared memory. Triton does not bound the channels
 # out, CUDA C++ does (csrc/cuda/conv_mix.h).
-MAX_CHANNELS = {"cuda": 64, "triton": LIMITS["conv_mix"]["c"]}
+MOST = {"cuda": {"channels": 64, "channels out": 64}, "triton": {"channels": LIMITS["conv_mix"]["c"]}}
 
 _WEIGHTS = (
     "Tensor? dw_weight, Tensor? dw_bias, Tensor pw_weight, Tensor pw_bias, Tensor c5_weight, Tensor c5_bias, "
@@ -43,7 +43,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradients = _call_backward(grad, *tensors, ctx.activation)
+    gradients = ctx.call_backward(grad, *tensors, ctx.activation)
     return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None)
 
 
@@ -53,7 +53,7 @@ BACKWARD_SCHEMA = (
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "conv_mix",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -65,6 +65,13 @@ _call, _call_backward = define(
 register_cpu("conv_mix", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("conv_mix")
 register_cuda("conv_mix", SCHEMA, BACKWARD_SCHEMA, tf32=True)
+
+
+def _extents(x: Tensor, c5_weight: Tensor, **_: Any) -> Extents:
+    return {"channels": x.shape[1], "channels out": c5_weight.shape[0]}
+
+
+limit("conv_mix", _extents, MOST)
 
 
 def conv_mix(
@@ -102,14 +109,8 @@ def conv_mix(
     _checks.same_shape("conv_mix", x, shortcut, "shortcut")
     _checks.mix_weights("conv_mix", x, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
     _checks.choice("conv_mix", activation, "activation", _checks.ACTIVATIONS)
-    backend = select("conv_mix", x)
-    channels = max(x.shape[1], c5_weight.shape[0]) if backend == "cuda" else x.shape[1]
-    if channels > MAX_CHANNELS.get(backend, channels):
-        reason = f"there are {channels} channels, the {backend} kernel takes at most {MAX_CHANNELS[backend]}"
-        backend = reference_because("conv_mix", reason)
+    weights = (dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias)
+    backend = select("conv_mix", x, _extents(x, c5_weight), (shortcut, *weights))
     if backend == "reference":
-        return reference.conv_mix(
-            x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, activation=activation
-        )
-    code = _checks.ACTIVATIONS.index(activation)
-    return _call(x, shortcut, dw_weight, dw_bias, pw_weight, pw_bias, c5_weight, c5_bias, code)
+        return reference.conv_mix(x, shortcut, *weights, activation=activation)
+    return _call[backend](x, shortcut, *weights, _checks.ACTIVATIONS.index(activation))

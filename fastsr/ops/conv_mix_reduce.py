@@ -1,7 +1,7 @@
 """conv_mix_reduce: `conv_mix` and the 1x1 convolution with which the ESA behind it begins, on a GPU in one operator.
 
-Like `mixer_block` a fusion and not an operator with backends to choose: without CUDA C++, and with autograd, it is
-`conv_mix`, and the ESA begins as usual.
+Like `mixer_block` a fusion and not an operator with backends to choose: where CUDA C++ does not go first, and
+with autograd, it is `conv_mix`, and the ESA begins as usual.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda
+from fastsr._dispatch import fusing_backend
 from fastsr.ops import _checks
-from fastsr.ops._define import define_inference, empty_map, fuses_on_cuda
-from fastsr.ops.conv_mix import MAX_CHANNELS, conv_mix
+from fastsr.ops._define import define_inference, empty_map
+from fastsr.ops.conv_mix import MOST, conv_mix
 from fastsr.ops.esa import empty_reduced
 from fastsr.reference import Activation
 
@@ -71,8 +72,9 @@ def conv_mix_reduce(
     inner = conv1_weight.shape[0]
     _checks.weight("conv_mix_reduce", x, conv1_bias, "conv1_bias", (inner,))
     _checks.choice("conv_mix_reduce", activation, "activation", _checks.ACTIVATIONS)
-    fits = max(x.shape[1], channels) <= MAX_CHANNELS["cuda"] and inner <= MAX_REDUCED and shortcut.dtype == x.dtype
-    if not fits or not fuses_on_cuda("conv_mix", x, shortcut, *mix, conv1_weight, conv1_bias):
+    fits = max(x.shape[1], channels) <= MOST["cuda"]["channels"] and inner <= MAX_REDUCED and shortcut.dtype == x.dtype
+    others = (shortcut, *mix, conv1_weight, conv1_bias)
+    if not fits or fusing_backend("conv_mix_reduce", x, ("cuda",), others) is None:
         return conv_mix(x, shortcut, *mix, activation=activation), None
     code = _checks.ACTIVATIONS.index(activation)
     y, reduced = torch.ops.fastsr.conv_mix_reduce(x, shortcut, *mix, conv1_weight, conv1_bias, code)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsr import _cuda, reference
-from fastsr._dispatch import reference_because, select
+from fastsr._dispatch import Extents, limit, select
 from fastsr._shapes import LIMITS
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
-    define,
+    define_choice,
     define_inference,
     define_over,
     define_packed,
@@ -28,9 +29,10 @@ from fastsr.ops._define import (
 )
 from fastsr.reference import ESA_POOL, BlueprintESAWeights, ESAWeights, PlainESAWeights
 
-# By backend, the most channels of x and inside (csrc/cuda/esa.h).
-MAX_CHANNELS = {"cuda": 512, "triton": LIMITS["esa"]["c"]}
-MAX_INNER = {"cuda": 32, "triton": LIMITS["esa"]["f"]}
+MOST = {  # csrc/cuda/esa.h
+    "cuda": {"channels": 512, "channels inside": 32},
+    "triton": {"channels": LIMITS["esa"]["c"], "channels inside": LIMITS["esa"]["f"]},
+}
 
 
 def esa_min_size(conv2_padding: int) -> int:
@@ -110,14 +112,14 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], int], output: T
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Tensor], None]:
     x, *weights = ctx.saved_tensors
-    return (*_call_backward(grad, x, weights, ctx.conv2_padding), None)
+    return (*ctx.call_backward(grad, x, weights, ctx.conv2_padding), None)
 
 
 SCHEMA = "(Tensor x, Tensor[] weights, int conv2_padding) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor[] weights, int conv2_padding) -> (Tensor, Tensor[])"
 REDUCED_SCHEMA = "(Tensor x, Tensor reduced, Tensor[] weights, int conv2_padding) -> Tensor"
 
-_call, _call_backward = define(
+_call = define_choice(
     "esa",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -129,6 +131,13 @@ _call, _call_backward = define(
 register_cpu("esa", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("esa")
 register_cuda("esa", SCHEMA, BACKWARD_SCHEMA, tf32=True)
+
+
+def _extents(x: Tensor, weights: Sequence[Tensor], **_: Any) -> Extents:
+    return {"channels": x.shape[1], "channels inside": weights[0].shape[0]}
+
+
+limit("esa", _extents, MOST)
 define_inference("esa_reduced", REDUCED_SCHEMA, _fake_reduced)
 _cuda.define_fusion("esa_reduced", REDUCED_SCHEMA)
 define_packed(
@@ -176,8 +185,8 @@ def esa(
         conv2_padding: padding of the stride-2 convolution: 1 in ALKDNet, otherwise 0.
         packed: what `pack_esa` made of `weights`; used where the CPU kernel runs without autograd.
         overwrite: `x` is not needed any more, and may be returned with the result in it.
-        reduced: what `conv_mix_reduce` or `pointwise_reduce` returned beside `x`; used where CUDA C++ runs without
-            autograd.
+        reduced: what `conv_mix_reduce` or `pointwise_reduce` returned beside `x`, of CUDA C++, which goes on with it
+            without autograd.
 
     Returns:
         [N, C, H, W] in the dtype of `x`.
@@ -199,15 +208,10 @@ def esa(
         torch.ops.fastsr.esa_packed_(x, packed, *form, conv2_padding)
         return x
     check_esa_weights("esa", x, weights)
-    backend = select("esa", x)
-    c, f = x.shape[1], weights.conv1_weight.shape[0]
-    if c > MAX_CHANNELS.get(backend, c) or f > MAX_INNER.get(backend, f):
-        most = f"{MAX_CHANNELS.get(backend, 'any number')} and {MAX_INNER[backend]}"
-        reason = f"x has {c} channels, {f} inside; the {backend} kernel takes at most {most}"
-        backend = reference_because("esa", reason)
+    backend = select("esa", x, _extents(x, weights), weights)
     if backend == "reference":
         return reference.esa(x, weights, conv2_padding=conv2_padding)
     if not (overwrite and may_overwrite("esa", x, *weights)):
-        return _call(x, list(weights), conv2_padding)
+        return _call[backend](x, list(weights), conv2_padding)
     torch.ops.fastsr.esa_(x, list(weights), conv2_padding)
     return x

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda, _triton
+from fastsr._dispatch import fusing_backend
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     define_inference,
     define_over,
     empty_map,
-    fuses_on_cuda,
-    fuses_on_triton,
     may_overwrite,
     takes_packed,
 )
-from fastsr.ops.cca_norm import CUDA_MAX_CHANNELS, CUDA_MAX_HIDDEN, cca_norm, check_cca_weights
-from fastsr.ops.esa import MAX_CHANNELS, MAX_INNER, check_esa_weights, check_reduced, check_size, esa, form_of
+from fastsr.ops.cca_norm import MOST as CCA_MOST
+from fastsr.ops.cca_norm import cca_norm, check_cca_weights
+from fastsr.ops.esa import MOST as ESA_MOST
+from fastsr.ops.esa import check_esa_weights, check_reduced, check_size, esa, form_of
 from fastsr.reference import BlueprintESAWeights, ESAWeights, PlainESAWeights
 
 
@@ -62,12 +63,12 @@ def _fusing_backend(
     if shortcut.dtype != x.dtype:
         return None  # under autocast, which leaves it to the addition to unite them
     channels, hidden, inner = x.shape[1], du0_weight.shape[0], esa_weights.conv1_weight.shape[0]
-    others = (shortcut, *esa_weights, *parameters)
-    fits = channels <= CUDA_MAX_CHANNELS and hidden <= CUDA_MAX_HIDDEN and inner <= MAX_INNER["cuda"]
-    if fits and fuses_on_cuda("esa", x, *others):
-        return "cuda"
-    fits = channels <= MAX_CHANNELS["triton"] and inner <= MAX_INNER["triton"]
-    return "triton" if fits and fuses_on_triton("esa", x, *others) else None
+    of_cca, of_esa, of_triton = CCA_MOST["cuda"], ESA_MOST["cuda"], ESA_MOST["triton"]
+    inside = hidden <= of_cca["channels inside"] and inner <= of_esa["channels inside"]
+    in_cuda = channels <= of_cca["channels"] and inside
+    in_triton = channels <= of_triton["channels"] and inner <= of_triton["channels inside"]
+    backends = (("cuda",) if in_cuda else ()) + (("triton",) if in_triton else ())
+    return fusing_backend("esa_cca", x, backends, (shortcut, *esa_weights, *parameters))
 
 
 def esa_cca(
@@ -119,7 +120,8 @@ def esa_cca(
         return x
     backend = _fusing_backend(x, shortcut, esa_weights, parameters)
     if backend is None:
-        y = esa(x, esa_weights, conv2_padding=conv2_padding, packed=packed, overwrite=overwrite)
+        settings: Any = {"packed": packed, "overwrite": overwrite, "reduced": reduced}
+        y = esa(x, esa_weights, conv2_padding=conv2_padding, **settings)
         return cca_norm(y, shortcut, *parameters, eps=eps, overwrite=True)
     if backend == "triton":
         return torch.ops.fastsr._triton_esa_cca(x, shortcut, list(esa_weights), conv2_padding, *parameters, eps)

@@ -11,12 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsr import _native
-from fastsr._dispatch import current_backend
-from fastsr._export import exporting
-from fastsr._transforms import transformed
+from fastsr._dispatch import records, select
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, records
+from fastsr.ops._define import define, empty_map
 from fastsr.ops.conv3x3_gelu import conv3x3_gelu
 from fastsr.ops.conv_mix import conv_mix
 from fastsr.reference import Activation
@@ -55,12 +52,12 @@ def _backward(ctx: Any, grad: Tensor | None, *kept: Any) -> tuple[Tensor | None,
     if grad is None:
         return (None,) * 13
     x, pre1, pre2, *weights = ctx.saved_tensors
-    gradients = _call_backward(grad, x, pre1, pre2, *weights, ctx.activation)
+    gradients = ctx.call_backward(grad, x, pre1, pre2, *weights, ctx.activation)
     tensors = (x, *weights)
     return (*(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None)
 
 
-_call, _call_backward = define(
+_call = define(
     "mixer_block",
     f"(Tensor x, {_WEIGHTS}, bool keeps) -> (Tensor, Tensor, Tensor)",
     f"(Tensor grad, Tensor x, Tensor pre1, Tensor pre2, {_WEIGHTS}) -> "
@@ -73,11 +70,11 @@ _call, _call_backward = define(
 
 
 def _fuses(x: Tensor, keeps: bool, is_packed: bool) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not _native.CPU.loaded or exporting():
+    if x.dtype != torch.float32 or not (keeps or not is_packed or x.numel() >= LARGE):
         return False
-    if transformed() or (torch.jit.is_tracing() and not keeps):
+    if torch.jit.is_tracing() and not keeps:
         return False  # a trace may be asked for gradients, and be given other dtypes
-    return current_backend() in ("auto", "cpu") and (keeps or not is_packed or x.numel() >= LARGE)
+    return all(select(op, x) == "cpu" for op in ("conv3x3_gelu", "conv_mix"))
 
 
 def mixer_block(

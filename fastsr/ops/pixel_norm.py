@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr._dispatch import Extents, limit, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, register_cpu, register_cuda, register_triton
+from fastsr.ops._define import define_choice, register_cpu, register_cuda, register_triton
 
-CUDA_MAX_CHANNELS = 256  # csrc/cuda/pixel_norm.h
+MOST = {"cuda": {"channels": 256}}  # csrc/cuda/pixel_norm.h
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -49,13 +49,13 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], outpu
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     x, weight = ctx.saved_tensors
-    return (*_call_backward(grad, x, weight, ctx.eps), None)
+    return (*ctx.call_backward(grad, x, weight, ctx.eps), None)
 
 
 SCHEMA = "(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor"
 BACKWARD_SCHEMA = "(Tensor grad, Tensor x, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)"
 
-_call, _call_backward = define(
+_call = define_choice(
     "pixel_norm",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -67,6 +67,13 @@ _call, _call_backward = define(
 register_cpu("pixel_norm", _checks.DTYPES)
 register_triton("pixel_norm")
 register_cuda("pixel_norm", SCHEMA, BACKWARD_SCHEMA)
+
+
+def _extents(x: Tensor, **_: Any) -> Extents:
+    return {"channels": x.shape[1]}
+
+
+limit("pixel_norm", _extents, MOST)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -86,9 +93,7 @@ def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
         BackendError: a backend is forced that cannot run this.
     """
     _check(x, weight, bias)
-    backend = select("pixel_norm", x)
-    if backend == "cuda" and x.shape[1] > CUDA_MAX_CHANNELS:
-        backend = reference_because("pixel_norm", f"{x.shape[1]} channels exceed {CUDA_MAX_CHANNELS}")
+    backend = select("pixel_norm", x, _extents(x), (weight, bias))
     if backend == "reference":
         return reference.pixel_norm(x, weight, bias, eps)
-    return _call(x, weight, bias, eps)
+    return _call[backend](x, weight, bias, eps)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from fastsr import reference
-from fastsr._dispatch import reference_because, select
+from fastsr._dispatch import Extents, limit, select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
 from fastsr.ops._define import (
     can_pack,
     define,
+    define_choice,
     define_packed,
     empty_map,
     records,
@@ -51,7 +52,7 @@ def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor, Tensor 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None, None]:
     weight, bias, shortcut, *maps = ctx.saved_tensors
-    *gradients, d_shortcut = _call_backward(grad, maps, weight, bias, shortcut, ctx.activation)
+    *gradients, d_shortcut = ctx.call_backward(grad, maps, weight, bias, shortcut, ctx.activation)
     if not ctx.has_shortcut:
         return (*gradients, None, None)
     return (*gradients, d_shortcut if ctx.activation else grad, None)
@@ -63,7 +64,7 @@ BACKWARD_SCHEMA = (
     "-> (Tensor[], Tensor, Tensor, Tensor)"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "pointwise",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -75,6 +76,13 @@ _call, _call_backward = define(
 register_cpu("pointwise", (torch.float32, torch.float16, torch.bfloat16))
 register_triton("pointwise")
 register_cuda("pointwise", SCHEMA, BACKWARD_SCHEMA, tf32=True)
+
+
+def _extents(inputs: Sequence[Tensor], **_: Any) -> Extents:
+    return {"inputs": len(inputs)}
+
+
+limit("pointwise", _extents, {"cuda": {"inputs": CUDA_MAX_INPUTS}})
 
 
 def _fake_kept(
@@ -110,12 +118,12 @@ def _kept_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 5
     pre, weight, bias, *maps = ctx.saved_tensors
-    *gradients, d_shortcut = _call_kept_backward(grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation)
+    *gradients, d_shortcut = ctx.call_backward(grad, pre, maps, weight, bias, ctx.has_shortcut, ctx.activation)
     return (*gradients, d_shortcut if ctx.has_shortcut else None, None)
 
 
 # On the CPU and with autograd, where an activation follows: the second result is its argument, kept for the backward.
-_call_kept, _call_kept_backward = define(
+_call_kept = define(
     "pointwise_kept",
     SCHEMA.replace("-> Tensor", "-> (Tensor, Tensor)"),
     "(Tensor grad, Tensor pre, Tensor[] inputs, Tensor weight, Tensor bias, bool has_shortcut, int activation) "
@@ -209,15 +217,13 @@ def pointwise(
     _check_shortcut(head, weight, shortcut)
     if first is not None:
         weight, bias = _part(weight, bias, first, channels)
-    backend = "reference" if mixed else select("pointwise", head)
-    if backend == "cuda" and len(inputs) > CUDA_MAX_INPUTS:
-        reason = f"{len(inputs)} inputs exceed {CUDA_MAX_INPUTS}"
-        backend = reference_because("pointwise", reason)
+    given = (*inputs, weight, bias, shortcut)
+    backend = "reference" if mixed else select("pointwise", head, _extents(inputs), given)
     if backend == "reference":
         return reference.pointwise(inputs, weight, bias, shortcut=shortcut, activation=activation)
-    if backend == "cpu" and code and channels >= KEPT_FROM and records(*inputs, weight, bias, shortcut):
+    if backend == "cpu" and code and channels >= KEPT_FROM and records(*given):
         return _call_kept(list(inputs), weight, bias, shortcut, code)[0]
-    return _call(list(inputs), weight, bias, shortcut, code)
+    return _call[backend](list(inputs), weight, bias, shortcut, code)
 
 
 def check_inputs(op: str, inputs: Sequence[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """pointwise_reduce: `pointwise` and the 1x1 convolution with which the ESA behind it begins, on a GPU in one operator.
 
-Like `mixer_block` a fusion and not an operator with backends to choose: without CUDA C++, and with autograd, it is
-`pointwise`, and the ESA begins as usual.
+Like `mixer_block` a fusion and not an operator with backends to choose: where CUDA C++ does not go first, and
+with autograd, it is `pointwise`, and the ESA begins as usual.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsr import _cuda
+from fastsr._dispatch import fusing_backend
 from fastsr._native import LIB
 from fastsr.errors import InputError
 from fastsr.ops import _checks
@@ -118,7 +119,7 @@ def pointwise_reduce(
     _checks.packed("pointwise_reduce", packed)
     _check_weights("pointwise_reduce", head, channels, *weights)
     fits = _fits(len(inputs), weight, conv1_weight) and all(x.dtype == head.dtype for x in inputs)
-    if not fits or not fuses_on_cuda("pointwise", *inputs, *weights):
+    if not fits or fusing_backend("pointwise_reduce", head, ("cuda",), (*inputs, *weights)) is None:
         return pointwise(inputs, weight, bias), None
     if packed is not None and packed.device == head.device and weight.dtype == head.dtype:
         run, inner = torch.ops.fastsr.pointwise_reduce_packed, conv1_weight.shape[0]

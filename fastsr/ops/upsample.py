@@ -12,7 +12,7 @@ from fastsr import reference
 from fastsr._dispatch import select
 from fastsr.errors import InputError
 from fastsr.ops import _checks
-from fastsr.ops._define import define, empty_map, register_cpu, register_cuda, register_triton
+from fastsr.ops._define import define_choice, empty_map, register_cpu, register_cuda, register_triton
 from fastsr.reference import Residual
 
 
@@ -42,7 +42,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[3] and ctx.residual != 0
-    *gradients, d_lr = _call_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.residual, wanted)
+    *gradients, d_lr = ctx.call_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.residual, wanted)
     return (*gradients, d_lr if wanted else None, None, None)
 
 
@@ -52,7 +52,7 @@ BACKWARD_SCHEMA = (
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-_call, _call_backward = define(
+_call = define_choice(
     "upsample",
     SCHEMA,
     BACKWARD_SCHEMA,
@@ -109,12 +109,13 @@ def upsample(
         if tuple(lr.shape) != want:
             raise InputError(f"upsample: lr has shape {tuple(lr.shape)}; pass {want}")
         _checks.placed_like("upsample", x, lr, "lr")
-    if select("upsample", x) == "reference":
+    backend = select("upsample", x, None, (weight, bias, lr))
+    if backend == "reference":
         return reference.upsample(x, weight, bias, lr, scale=scale, residual=residual)
     image = None if residual == "none" else lr
     if image is not None and image.dtype != x.dtype:
-        return _add(_call(x, weight, bias, None, scale, 0), image, scale, residual)
-    return _call(x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))
+        return _add(_call[backend](x, weight, bias, None, scale, 0), image, scale, residual)
+    return _call[backend](x, weight, bias, image, scale, _checks.RESIDUALS.index(residual))
 
 
 def _add(y: Tensor, lr: Tensor, scale: int, residual: Residual) -> Tensor:

@@ -207,7 +207,7 @@ def test_float32_weights_beside_a_half_map() -> None:
 
 def test_too_many_taps_or_channels_fall_back_or_raise() -> None:
     for inputs, reason in (
-        (conv_inputs((1, 4, 3, 3), 4, 35), "35 taps exceeds 33"),
+        (conv_inputs((1, 4, 3, 3), 4, 35), "35 taps exceed 33"),
         (conv_inputs((1, 4, 3, 3), 130, 3), "130 channels out exceed 128"),
     ):
         with fastsr.backend("cuda"), pytest.raises(BackendError, match=reason):

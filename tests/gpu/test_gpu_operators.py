@@ -68,7 +68,7 @@ class _Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name().startswith("fastsr::") and "::_" not in func.name():
-            self.calls[func.name()] = (func, args)
+            self.calls[func.name().split(".")[0]] = (func, args)
         return func(*args, **(kwargs or {}))
 
 

@@ -14,6 +14,7 @@ import torch
 
 import fastsr
 from fastsr import _triton
+from fastsr._dispatch import OPERATORS
 
 # An operation takes the interpreter the same time whatever the tile: larger tiles, and still several in most tests.
 TILES = Path(__file__).with_name("interpreter_tiles.json")
@@ -103,6 +104,8 @@ def kernels_on_cpu() -> Iterator[None]:
         _triton.DEVICES = (*devices, "cpu")
         for name, run in _triton.OPERATORS.items():
             library.impl(name, _only_when_forced(name, run), "CPU", allow_override=True)
+            if name.removesuffix("_backward") in OPERATORS:
+                library.impl(f"{name}.triton", run, "CPU")
         config.nearest.cache_clear()
         # GPUs do not warn of infinity and NaN either.
         with patch.object(config, "table", lambda _: table), np.errstate(all="ignore"):

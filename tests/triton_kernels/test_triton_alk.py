@@ -156,7 +156,7 @@ def test_several_tiles_in_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_beyond_the_limits_is_the_reference() -> None:
     for reason, inputs in (
-        ("33 taps exceeds 31", [feature_map((1, 4, 8, 8), "nhwc"), *weights(4, 4, 33)]),
+        ("33 taps exceed 31", [feature_map((1, 4, 8, 8), "nhwc"), *weights(4, 4, 33)]),
         ("513 channels out exceed 512", [feature_map((1, 4, 2, 2), "nhwc"), *weights(4, 513, 3)]),
     ):
         with fastsr.backend("triton"), pytest.raises(fastsr.BackendError, match=reason):
