@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import simulator
 import torch
 from kernel_checks import assert_network_within_twice, device_of, feature_map, moved
+from pretended_gpu import pretended_gpu
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,9 +59,17 @@ def network(name: str, **options: Any) -> nn.Module:
     return fastsr.create_model(name, scale=2, num_feat=16, esa_channels=8, **options).eval()
 
 
-def launches(module: nn.Module, channels: int = 3) -> int:
-    x = feature_map((1, channels, 16, 17), "nhwc").sigmoid()
-    with fastsr.backend("cuda"), torch.no_grad(), Launches() as found:
+# Whoever forces nothing gets the same kernels: the simulated GPU can run Triton's, too, as far as the choice goes.
+CHOICES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "forced": lambda: fastsr.backend("cuda"),
+    "default": pretended_gpu,
+}
+by_choice = pytest.mark.parametrize("choice", CHOICES)
+
+
+def launches(module: nn.Module, choice: str, *, channels: int = 3, layout: str = "nhwc", autocast: bool = False) -> int:
+    x = feature_map((1, channels, 16, 17), layout).sigmoid()
+    with CHOICES[choice](), torch.no_grad(), torch.autocast("cpu", BFLOAT, enabled=autocast), Launches() as found:
         module(x)
     return found.count
 
@@ -70,54 +80,91 @@ def frozen(net: nn.Module) -> nn.Module:
 
 
 @simulated_only
-def test_mlrn() -> None:
+@by_choice
+def test_mlrn(choice: str) -> None:
     """Three convolutions around six blocks of two convolutions, the mixer with conv1, the small map and the gate."""
     net = network("mlrn")
-    assert launches(net) == launches(frozen(net)) == 33 <= 40
+    assert launches(net, choice) == launches(frozen(net), choice) == 33 <= 40
 
 
 @simulated_only
-def test_mlrn_without_its_mixer() -> None:
+@by_choice
+def test_mlrn_without_its_mixer(choice: str) -> None:
     """A block: two convolutions, c5 with conv1, the small map, the gate; packing where it is not frozen."""
     net = network("mlrn", conv_mix=False)
-    assert (launches(frozen(net)), launches(net)) == (33, 39)
+    assert (launches(frozen(net), choice), launches(net, choice)) == (33, 39)
 
 
 @simulated_only
-def test_rlfn() -> None:
+@by_choice
+def test_rlfn(choice: str) -> None:
     """A block: three convolutions, c5 with conv1, the small map, the gate; packing where it is not frozen."""
     net = network("rlfn")
-    assert (launches(frozen(net)), launches(net)) == (39, 45)
+    assert (launches(frozen(net), choice), launches(net, choice)) == (39, 45)
 
 
 @simulated_only
-def test_alkdnet() -> None:
+@by_choice
+def test_alkdnet(choice: str) -> None:
     """Eight blocks, the head, the trunk's 1x1 and its packing, c2, the shallow features' addition, the tail.
 
     Where it is not frozen, one for packing all of the blocks' and c2's weights, and one for concatenating images.
     """
     net = network("alkdnet")
-    assert (launches(frozen(net)), launches(net)) == (62, 64)
+    counts = (launches(frozen(net), choice), launches(net, choice))
+    assert counts == (62, 64) and max(counts) <= 64
 
 
 @simulated_only
-def test_bsrn() -> None:
+@by_choice
+def test_alkdnet_with_larger_kernels(choice: str) -> None:
+    """Four more a block: the condensation takes nine taps, so its convolution, 1x1 with packing and conv1 are apart."""
+    net = network("alkdnet", lk_size=11)
+    assert (launches(frozen(net), choice), launches(net, choice)) == (94, 96)
+
+
+@simulated_only
+@by_choice
+def test_bsrn(choice: str) -> None:
     """A block: three stages, c4, c5 with conv1, the small map, the gate, the attention.
 
     Where it is not frozen, packing, and one for concatenating images.
     """
     net = network("bsrn")
-    assert (launches(frozen(net)), launches(net)) == (69, 78)
+    assert (launches(frozen(net), choice), launches(net, choice)) == (69, 78)
 
 
 @simulated_only
-def test_blocks() -> None:
+@pytest.mark.parametrize(
+    ("name", "counts"), [("mlrn", (33, 33)), ("rlfn", (39, 45)), ("alkdnet", (62, 64)), ("bsrn", (69, 78))]
+)
+def test_an_image_in_nchw_is_copied_in_and_out(name: str, counts: tuple[int, int]) -> None:
+    """Of which MLRN and a frozen ALKDNet keep their limits of 40 and 64."""
+    net = network(name)
+    found = [launches(n, "default", layout="nchw") for n in (frozen(net), net)]
+    assert found == [count + 2 for count in counts]
+    assert found[0] <= {"mlrn": 40, "alkdnet": 64}.get(name, found[0])
+
+
+@simulated_only
+@pytest.mark.parametrize(
+    ("name", "counts"), [("mlrn", (39, 39)), ("rlfn", (46, 46)), ("alkdnet", (101, 102)), ("bsrn", (78, 79))]
+)
+def test_autocast(name: str, counts: tuple[int, int]) -> None:
+    """Beside maps of half precision parameters of float32 are packed one by one, and nothing is packed for good."""
+    net = network(name)
+    assert (launches(frozen(net), "default", autocast=True), launches(net, "default", autocast=True)) == counts
+
+
+@simulated_only
+@by_choice
+def test_blocks(choice: str) -> None:
     """Three stages, the condensation, the small map, the gate, the attention; packing where it is not frozen."""
     block = ALKDB(16, esa_channels=8).requires_grad_(False)
-    assert launches(block, 16) == 1 + 7
+    assert launches(block, choice, channels=16) == 1 + 7
     with fastsr.backend("cuda"):
         block.pack()
-    assert launches(block, 16) == 7
+    assert launches(block, choice, channels=16) == 7
 
 
 @by_block
