@@ -73,7 +73,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_logged: set[tuple[str, str]] = set()
+_logged: set[tuple[str | None, str]] = set()
 
 
 class backend:  # lower case: it is used like torch.no_grad
@@ -255,6 +255,7 @@ def select_kernel(op: str, x: Tensor, extents: Extents | None = None, others: It
         return _select_forced(op, x, extents, forced)
     kernels = _kernels[op]
     reasons: list[str] = []
+    by_size = False
     for name in candidates(op, x, others):
         check = kernels.get(name)
         if check is None:
@@ -264,8 +265,9 @@ def select_kernel(op: str, x: Tensor, extents: Extents | None = None, others: It
             failed = _beyond(op, name, extents)
             if failed is None:
                 if len(reasons) > 0:
-                    _log_once(op, name, reasons)
+                    _log_once(op if by_size else None, name, reasons)
                 return name
+            by_size = True
         reasons.append(failed)
     _log_once(op, "reference", reasons or [f"{op} has no kernel for this device"])
     return "reference"
@@ -327,10 +329,12 @@ def reference_because(op: str, reason: str) -> str:
     return "reference"
 
 
-def _log_once(op: str, taken: str, reasons: list[str]) -> None:
+def _log_once(op: str | None, taken: str, reasons: list[str]) -> None:
+    """Log what is taken for an operator; None says it of all, where the reason is the machine's."""
     reason = "; ".join(reasons)
     if torch.compiler.is_compiling() or (op, reason) in _logged:
         return
     _logged.add((op, reason))
+    who = "kernels run" if op is None else f"{op} runs"
     where = "on the reference path" if taken == "reference" else f"in {taken}"
-    logger.info("%s runs %s: %s", op, where, reason)
+    logger.info("%s %s: %s", who, where, reason)

@@ -211,6 +211,19 @@ def test_what_one_kind_cannot_take_the_other_is_tried_for(
         call()
 
 
+def test_a_gpu_without_code_is_told_once_for_all_operators(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_dispatch, "_logged", set())
+    monkeypatch.setattr(_cuda, "reason_against", lambda x, dtypes: "the GPU is sm_110")
+    with caplog.at_level(logging.INFO, "fastsr"):
+        for name in ("bsconv", "pixel_norm", "esa_plain", "bsconv"):
+            function, tensors, _ = operator_cases.build(name, (1, 8, 24, 27))
+            function(*tensors.values())
+    assert calls == ["bsconv.triton", "pixel_norm.triton", "esa.triton", "bsconv.triton"]
+    assert [record.getMessage() for record in caplog.records] == ["kernels run in triton: the GPU is sm_110"]
+
+
 def test_the_operator_itself_asks_for_limits_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """In both directions, for who calls it past fastsr.ops."""
     taken: list[str] = []
